@@ -1,0 +1,80 @@
+"""What is known of a model host: its record, which changes seldom, and its load, which changes all the time."""
+
+import enum
+from dataclasses import dataclass
+
+from services.domain.model import ModelKey, ModelState
+
+
+class DeviceKind(enum.Enum):
+    """What computes."""
+
+    CPU = "CPU"
+    CUDA = "CUDA"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """The device of a host; `memory_bytes` is what models may take in all."""
+
+    kind: DeviceKind
+    name: str
+    memory_bytes: int
+    used_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HostedModel:
+    """One version on one host."""
+
+    key: ModelKey
+    state: ModelState
+    message: str = ""
+    memory_bytes: int = 0
+    load_time_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class HostRecord:
+    """What a host says about itself to the registry."""
+
+    host_id: str
+    address: str
+    pool: str
+    zone: str
+    device: Device
+    models: tuple[HostedModel, ...] = ()
+    draining: bool = False
+    pid: int = 0
+    trusts_artifacts: bool = False
+
+    def hosted(self, key: ModelKey) -> HostedModel | None:
+        """The version's entry, if the host has one."""
+        for hosted in self.models:
+            if hosted.key == key:
+                return hosted
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoad:
+    """Load of one version on one host: t(b) = base_s + per_item_s * b."""
+
+    key: ModelKey
+    queued: int
+    running: int
+    batch_cap: int
+    base_s: float
+    per_item_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class HostLoad:
+    """Load of one host at `sequence`; an older report is ignored."""
+
+    host_id: str
+    sequence: int
+    models: tuple[ModelLoad, ...]
+    used_bytes: int
+    utilization: float
+    draining: bool

@@ -1,0 +1,45 @@
+"""One call as the decisions see it: names, shapes and wishes. The payload stays opaque."""
+
+import enum
+from dataclasses import dataclass, field
+
+from services.domain.model import TensorMeta
+
+
+class Preference(enum.Enum):
+    """What the caller values most where a route may choose."""
+
+    BALANCED = "BALANCED"
+    LATENCY = "LATENCY"
+    COST = "COST"
+    QUALITY = "QUALITY"
+
+
+@dataclass(frozen=True, slots=True)
+class RouteOptions:
+    """What the caller wants of the choice."""
+
+    max_cost_microusd: int | None = None
+    min_quality: float | None = None
+    prefer: Preference = Preference.BALANCED
+    zone: str = ""
+    idempotent: bool = True
+    explain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InferCall:
+    """One inference to be routed."""
+
+    name: str
+    """A route or a model."""
+    version: str
+    """A version; empty lets the mesh choose."""
+    request_id: str
+    inputs: tuple[TensorMeta, ...]
+    options: RouteOptions
+    timeout_s: float | None
+    """The request parameter `timeout`, a queueing bound; None if there is none."""
+    trace_id: str
+    payload: object = field(repr=False)
+    """The caller's message, never looked into by a decision."""

@@ -1,0 +1,1 @@
+"""The registry: what exists, as numbered revisions. Its order of events is in `apply`."""

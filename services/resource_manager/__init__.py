@@ -1,0 +1,1 @@
+"""The resource manager: how many of what, where. Its order of events is in `reconciler`."""

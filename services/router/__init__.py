@@ -1,0 +1,1 @@
+"""The router: entry, choice and balancing. Its order of events is in `pipeline`."""
