@@ -33,7 +33,8 @@ def duration_to(seconds: float) -> Duration:
 
 def seconds_from(duration: Duration) -> float:
     """Seconds of a Duration."""
-    return duration.seconds + duration.nanos * 1e-9
+    # One division, so that what duration_to took comes back the same float.
+    return (duration.seconds * 1_000_000_000 + duration.nanos) / 1e9
 
 
 def key_from(key: model_pb2.ModelKey) -> ModelKey:

@@ -1,7 +1,7 @@
 """What passes over the wire and back is the same; what is not set takes the contract's default."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelyard.registry.v1 import objects_pb2
@@ -76,6 +76,7 @@ pools = st.builds(
 )
 
 
+@settings(max_examples=60, deadline=None)
 @given(models | versions | routes | pools)
 def test_objects_read_back_the_same(item: Model | ModelVersion | Route | Pool) -> None:
     wire = object_codec.object_to(item).SerializeToString()
