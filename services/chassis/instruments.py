@@ -1,0 +1,238 @@
+"""Every metric of every service, declared once, and the port they are read from.
+
+Labels have few values; no name that a caller invents becomes one. Where a call is counted often, keep
+what `labels()` returns: looking it up costs eight times the count itself.
+"""
+
+import errno
+from collections.abc import Callable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    Info,
+    PlatformCollector,
+    ProcessCollector,
+    start_http_server,
+)
+
+from services.domain.clock import Clock
+
+REGISTRY = CollectorRegistry()
+"""All metrics of this process."""
+
+ProcessCollector(registry=REGISTRY)
+PlatformCollector(registry=REGISTRY)
+GCCollector(registry=REGISTRY)
+
+LATENCY_BUCKETS_S = (
+    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
+)  # fmt: skip
+"""From half a millisecond, below one hop, to the default deadline."""
+
+SLOW_BUCKETS_S = (0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
+"""For work done once in a while: loads, applies, reconciliations."""
+
+STAGE_BUCKETS_S = (
+    0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05,
+)  # fmt: skip
+"""For steps that compute in memory only."""
+
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+"""Requests in a batch."""
+
+
+class MetricsPortInUse(OSError):
+    """Something else listens on the metrics port."""
+
+
+def serve_metrics(port: int, host: str = "127.0.0.1") -> Callable[[], None]:
+    """Serve every metric over HTTP, from a thread.
+
+    Args:
+        port: TCP port; 0 serves nothing.
+        host: Address to bind to.
+
+    Returns:
+        What stops it, and waits until the port is free.
+
+    Raises:
+        MetricsPortInUse: The port is taken.
+    """
+    if port == 0:
+        return lambda: None
+    try:
+        server, thread = start_http_server(port, host, registry=REGISTRY)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise MetricsPortInUse(
+            errno.EADDRINUSE,
+            f"metrics address {host}:{port} is in use: stop what listens there or choose another --metrics-port",
+        ) from error
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return stop
+
+
+LAG_EVERY_S = 0.1
+"""How often the event loop is asked how late it is; half of all 50 ms stalls are caught, and all of 100 ms."""
+
+LAG_WINDOW_S = 15.0
+"""The gauge shows the worst of this time, so that a scrape every 15 s misses none."""
+
+STALL_S = 0.05
+"""A loop later than this stalls its calls visibly."""
+
+
+async def watch_loop_lag(clock: Clock) -> None:
+    """Keep `EVENT_LOOP_LAG` and `EVENT_LOOP_STALLS` until cancelled; one task per process."""
+    worst_s, before_worst_s = 0.0, 0.0
+    window_end_s = clock.now_s() + LAG_WINDOW_S
+    while True:
+        start_s = clock.now_s()
+        await clock.sleep(LAG_EVERY_S)
+        now_s = clock.now_s()
+        lag_s = max(0.0, now_s - start_s - LAG_EVERY_S)
+        if lag_s >= STALL_S:
+            EVENT_LOOP_STALLS.inc()
+        if now_s >= window_end_s:
+            worst_s, before_worst_s = 0.0, worst_s
+            window_end_s = now_s + LAG_WINDOW_S
+        worst_s = max(worst_s, lag_s)
+        EVENT_LOOP_LAG.set(max(worst_s, before_worst_s))
+
+
+# --- every service -----------------------------------------------------------------------------
+
+BUILD = Info("modelyard_process", "Which service this process is: service, instance, version.", registry=REGISTRY)
+EVENT_LOOP_LAG = Gauge(
+    "modelyard_event_loop_lag_seconds", "Worst lateness of the event loop in the last 15 to 30 s.", registry=REGISTRY
+)
+EVENT_LOOP_STALLS = Counter(
+    "modelyard_event_loop_stalls_total", "Times the event loop was seen 50 ms late or more.", registry=REGISTRY
+)
+RPC_SERVER_DURATION = Histogram(
+    "modelyard_rpc_server_duration_seconds",
+    "Time from a call's arrival to its end, by its status.",
+    ["service", "method", "status"],
+    buckets=LATENCY_BUCKETS_S,
+    registry=REGISTRY,
+)
+RPC_SERVER_ACTIVE = Gauge(
+    "modelyard_rpc_server_active_calls", "Calls being served now.", ["service", "method"], registry=REGISTRY
+)
+SPANS_EXPORTED = Counter("modelyard_spans_exported_total", "Spans the collector took.", registry=REGISTRY)
+SPANS_LOST = Counter("modelyard_spans_lost_total", "Spans the collector did not take.", registry=REGISTRY)
+STORE_CALL_DURATION = Histogram(
+    "modelyard_store_call_duration_seconds",
+    "Time of one attempt of a call to etcd, by its status.",
+    ["method", "status"],
+    buckets=LATENCY_BUCKETS_S,
+    registry=REGISTRY,
+)
+STORE_WATCH_RESUMES = Counter(
+    "modelyard_store_watch_resumes_total", "Times a watch on etcd had to be opened again.", registry=REGISTRY
+)
+LEADING = Gauge("modelyard_leading", "1 while this process leads the election.", ["election"], registry=REGISTRY)
+
+# --- router ------------------------------------------------------------------------------------
+
+ROUTER_REQUESTS = Counter(
+    "modelyard_router_requests_total",
+    "Calls answered, by what served them and how they ended.",
+    ["route", "model", "version", "outcome"],
+    registry=REGISTRY,
+)
+ROUTER_REQUEST_DURATION = Histogram(
+    "modelyard_router_request_duration_seconds",
+    "Time from a call's arrival to its answer, by route.",
+    ["route"],
+    buckets=LATENCY_BUCKETS_S,
+    registry=REGISTRY,
+)
+ROUTER_ATTEMPTS = Counter(
+    "modelyard_router_attempts_total", "Tries on hosts, by how they ended.", ["host", "status"], registry=REGISTRY
+)
+ROUTER_DECISION_SECONDS = Histogram(
+    "modelyard_router_decision_seconds",
+    "Time to choose model, version and host.",
+    buckets=STAGE_BUCKETS_S,
+    registry=REGISTRY,
+)
+ROUTER_SNAPSHOT_REVISION = Gauge(
+    "modelyard_router_snapshot_revision", "Registry revision the router routes by.", registry=REGISTRY
+)
+ROUTER_SNAPSHOT_AGE = Gauge(
+    "modelyard_router_snapshot_age_seconds", "Time since the registry was last heard.", registry=REGISTRY
+)
+
+# --- registry ----------------------------------------------------------------------------------
+
+REGISTRY_HEAD_REVISION = Gauge("modelyard_registry_head_revision", "Number of the current revision.", registry=REGISTRY)
+REGISTRY_APPLY_SECONDS = Histogram(
+    "modelyard_registry_apply_seconds",
+    "Time of one apply, by how it ended.",
+    ["outcome"],
+    buckets=SLOW_BUCKETS_S,
+    registry=REGISTRY,
+)
+REGISTRY_WATCHERS = Gauge("modelyard_registry_watchers", "Open watches.", registry=REGISTRY)
+REGISTRY_LEASES = Gauge("modelyard_registry_leases", "Hosts whose lease this replica keeps.", registry=REGISTRY)
+
+# --- resource manager --------------------------------------------------------------------------
+
+MANAGER_RECONCILE_SECONDS = Histogram(
+    "modelyard_manager_reconcile_seconds", "Time of one reconciliation.", buckets=SLOW_BUCKETS_S, registry=REGISTRY
+)
+MANAGER_ACTIONS = Counter(
+    "modelyard_manager_actions_total", "Actions taken, by kind and how they ended.", ["kind", "outcome"],
+    registry=REGISTRY,
+)  # fmt: skip
+
+# --- model host --------------------------------------------------------------------------------
+
+HOST_QUEUE_DEPTH = Gauge(
+    "modelyard_host_queue_depth", "Requests that wait for a batch.", ["model", "version"], registry=REGISTRY
+)
+HOST_BATCH_SIZE = Histogram(
+    "modelyard_host_batch_size", "Requests in a batch.", ["model", "version"], buckets=BATCH_BUCKETS, registry=REGISTRY
+)
+HOST_COMPUTE_SECONDS = Histogram(
+    "modelyard_host_compute_seconds",
+    "Time the device computed one batch.",
+    ["model", "version"],
+    buckets=LATENCY_BUCKETS_S,
+    registry=REGISTRY,
+)
+HOST_QUEUE_SECONDS = Histogram(
+    "modelyard_host_queue_seconds",
+    "Time a request waited before its batch was computed.",
+    ["model", "version"],
+    buckets=LATENCY_BUCKETS_S,
+    registry=REGISTRY,
+)
+HOST_MODELS = Gauge("modelyard_host_models", "Versions on this host, by state.", ["state"], registry=REGISTRY)
+HOST_MEMORY_BYTES = Gauge(
+    "modelyard_host_memory_bytes", "Device memory, by what it is: total, models.", ["what"], registry=REGISTRY
+)
+HOST_LOAD_SECONDS = Histogram(
+    "modelyard_host_model_load_seconds",
+    "Time from the order to ready or failed.",
+    ["model", "version", "outcome"],
+    buckets=SLOW_BUCKETS_S,
+    registry=REGISTRY,
+)
+HOST_DROPPED = Counter(
+    "modelyard_host_dropped_total",
+    "Requests dropped before compute, by cause: deadline, cancelled, full, draining.",
+    ["model", "cause"],
+    registry=REGISTRY,
+)
