@@ -257,6 +257,20 @@ def validate(objects: Mapping[ObjectKey, Object], changed: Iterable[ObjectKey]) 
     return faults
 
 
+def references(item: Object) -> tuple[ObjectKey, ...]:
+    """Keys of the objects that `item` needs, each once: those that may not be deleted while it stays."""
+    match item:
+        case ModelVersion():
+            pool = (ObjectKey("Pool", item.pool),) if item.pool else ()
+            return (ObjectKey("Model", item.metadata.name), *pool)
+        case Route():
+            models = [ObjectKey("Model", target.model) for target in item.targets]
+            versions = [ObjectKey("ModelVersion", t.model, t.version) for t in item.targets if t.version]
+            return tuple(dict.fromkeys([*models, *versions]))
+        case _:
+            return ()
+
+
 def object_faults(item: Object) -> list[Fault]:
     """Everything wrong with one object by itself."""
     faults = _metadata_faults(item.metadata)
