@@ -1,5 +1,6 @@
 """The contracts as a product: every rpc says what it returns and whether it may be retried."""
 
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,9 @@ def rpc_comments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         for path in sorted((ROOT / "protos").rglob("*.proto"))
         if "openinference" not in path.parts
     ]
-    arguments = ["protoc", f"-I{ROOT / 'protos'}", "--include_source_info", f"--descriptor_set_out={out}", *files]
+    google = resources.files("grpc_tools") / "_proto"
+    arguments = ["protoc", f"-I{ROOT / 'protos'}", f"-I{google}", "--include_source_info"]
+    arguments += [f"--descriptor_set_out={out}", *files]
     assert protoc.main(arguments) == 0
     comments = {}
     for file in FileDescriptorSet.FromString(out.read_bytes()).file:
@@ -63,7 +66,5 @@ def test_every_status_named_is_one_of_grpc(rpc_comments: dict[str, str]) -> None
     for name, comment in rpc_comments.items():
         stated = comment.partition("Statuses:")[2]
         shouted = {word.strip(",;.():\n") for word in stated.split()}
-        unknown = {
-            word for word in shouted if word.isupper() and "_" in word and word not in STATUSES | {"REQUEST_ID"}
-        }
+        unknown = {word for word in shouted if word.isupper() and "_" in word and word not in STATUSES | {"REQUEST_ID"}}
         assert not unknown, f"{name} names {unknown}"
