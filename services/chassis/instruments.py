@@ -196,6 +196,12 @@ MANAGER_ACTIONS = Counter(
     "modelyard_manager_actions_total", "Actions taken, by kind and how they ended.", ["kind", "outcome"],
     registry=REGISTRY,
 )  # fmt: skip
+MANAGER_UNPLACED = Gauge(
+    "modelyard_manager_unplaced_replicas", "Replicas that no host can take now.", registry=REGISTRY
+)
+MANAGER_REGISTRY_TRUSTED = Gauge(
+    "modelyard_manager_registry_trusted", "1 while the registry is heard and not behind itself.", registry=REGISTRY
+)
 
 # --- model host --------------------------------------------------------------------------------
 
