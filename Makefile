@@ -1,16 +1,37 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+DIR ?= .modelyard
 export PYTHONUNBUFFERED := 1
 
 .PHONY: help
 help: ## Say what can be made
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
-setup: ## Install everything into .venv (and etcd, by apt as root or from PyPI)
+setup: ## Install everything into .venv (and etcd: by apt as root, else from PyPI)
 	@tools/setup.sh
 
-.PHONY: lint types imports proto-check check
+.PHONY: demo up down
+demo: setup ## Bring a mesh up, send real inputs to real models, kill a host, stop clean
+	$(BIN)/python -m examples.demo
+
+up: setup ## Start a mesh in DIR (.modelyard) and leave it running
+	$(BIN)/yardctl up --detach --dir $(DIR)
+
+down: ## Stop the mesh in DIR
+	$(BIN)/yardctl down --dir $(DIR)
+
+.PHONY: proto release-contracts
+proto: ## Generate gen/ from protos/
+	tools/proto.sh
+
+release-contracts: ## Make today's contracts the ones that later ones are compared with
+	$(BIN)/buf build -o protos/released.binpb
+
+.PHONY: check lint types imports proto-check
+check: lint types imports proto-check test-fast ## What every commit passes
+
 lint: ## Style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -21,6 +42,31 @@ types: ## Types, strict
 imports: ## Import contracts
 	PYTHONPATH=.:gen $(BIN)/lint-imports
 
-.PHONY: proto
-proto: ## Generate gen/ from protos/
-	tools/proto.sh
+proto-check: ## Fail if generated code is stale or a contract is broken
+	tools/proto.sh --check
+	$(BIN)/buf lint
+	$(BIN)/buf breaking --against protos/released.binpb
+
+.PHONY: test test-fast test-integration test-chaos test-e2e
+test: setup lint types imports proto-check ## Set up, check, and run every test
+	$(PYTEST) --durations=15
+
+test-fast: ## Unit, golden and contract tests
+	$(PYTEST) tests/unit tests/golden tests/contract
+
+test-integration: ## One service at a time, on real etcd and gRPC
+	$(PYTEST) tests/integration
+
+test-chaos: ## Faults
+	$(PYTEST) tests/chaos
+
+test-e2e: ## The whole mesh and third-party clients
+	$(PYTEST) tests/e2e
+
+.PHONY: bench
+bench: setup ## Measure the hot path beside a bare two-hop echo; writes benchmarks/README.md
+	$(BIN)/python -m benchmarks.hot_path
+
+.PHONY: lock
+lock: ## Write requirements.lock anew from pyproject.toml
+	tools/lock.sh

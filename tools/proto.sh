@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Generates gen/ from protos/: messages, stubs, and typed stubs for both. Run by `make proto`.
+# With --check: writes nothing, fails if gen/ is not what would be generated.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-bin=${VIRTUAL_ENV:-.venv}/bin
+bin=.venv/bin
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
-mapfile -t files < <(cd protos && find modelyard -name '*.proto' | sort)
+mapfile -t files < <(cd protos && find modelyard -name '*.proto' | LC_ALL=C sort)
 "$bin/python" -m grpc_tools.protoc -I protos \
     --plugin=protoc-gen-mypy="$bin/protoc-gen-mypy" \
     --plugin=protoc-gen-mypy_grpc="$bin/protoc-gen-mypy_grpc" \
@@ -17,4 +18,13 @@ for file in "${files[@]}"; do
     grep -q '^service ' "protos/$file" || rm -f "${stem}_pb2_grpc.py" "${stem}_pb2_grpc.pyi"
 done
 find "$out" -mindepth 1 -type d -exec touch {}/__init__.py \;
-rm -rf gen/modelyard && mkdir -p gen && cp -r "$out/modelyard" gen/modelyard
+if [ "${1:-}" = --check ]; then
+    diff -r --brief -x __pycache__ "$out/modelyard" gen/modelyard || {
+        echo "gen/ is stale: run 'make proto' and commit it" >&2
+        exit 1
+    }
+    exit 0
+fi
+rm -rf gen/modelyard
+mkdir -p gen
+cp -r "$out/modelyard" gen/modelyard
