@@ -1,0 +1,29 @@
+"""Fixtures shared by all tests."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.etcd import EtcdProcess
+from tests.support.ports import free_ports
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A loopback port nobody listens on."""
+    return free_ports(1)[0]
+
+
+@pytest.fixture(scope="session")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdProcess]:
+    """A real etcd for the whole session. Tests that break one start their own `EtcdProcess`."""
+    process = EtcdProcess(tmp_path_factory.mktemp("etcd"))
+    process.start()
+    yield process
+    process.stop()
+
+
+@pytest.fixture(scope="session")
+def etcd_endpoint(etcd: EtcdProcess) -> str:
+    """`HOST:PORT` of the session's etcd; keys of other tests are in it, so use a prefix of your own."""
+    return etcd.endpoint
