@@ -8,10 +8,11 @@ travel, where decisions are kept and how host processes run is behind the ports 
 """
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from functools import partial
+from typing import Protocol
 
 from services.domain.clock import Clock
 from services.domain.errors import StaleFencingToken, YardError
@@ -175,9 +176,27 @@ class Reconciler:
     """One replica's reconciliation; it orders only while handed an authority that holds."""
 
     def __init__(
-        self, *, source: FleetSource, orders: Orders, launcher: Launcher, journal: Journal, clock: Clock, candidate: str
+        self,
+        *,
+        source: FleetSource,
+        orders: Orders,
+        launcher: Launcher,
+        journal: Journal,
+        clock: Clock,
+        candidate: str,
+        wake: asyncio.Event,
     ) -> None:
-        """Work through these ports, under the name `candidate`."""
+        """Work through these ports.
+
+        Args:
+            source: Where the fleet is known from.
+            orders: Carries orders out.
+            launcher: Keeps host processes running.
+            journal: Keeps decisions.
+            clock: Time.
+            candidate: This replica's name.
+            wake: Set when an order was answered, so that the next reconciliation need not wait.
+        """
         self._source = source
         self._orders = orders
         self._launcher = launcher
@@ -189,8 +208,7 @@ class Reconciler:
         self._surplus_since: dict[str, float] = {}
         self._plan: Plan | None = None
         self._published: Plan | None = None
-        self.wake = asyncio.Event()
-        """Set when an order ended, so that the next reconciliation need not wait."""
+        self._wake = wake
 
     @property
     def plan(self) -> Plan | None:
@@ -252,19 +270,17 @@ class Reconciler:
             if model is not None and not self._book.busy(load.key, load.host_id):
                 host = fleet.hosts[load.host_id]
                 decision_id = self._open(load, host, fleet, authority, now_s)
-                order = self._orders.load(
-                    host, version, model, decision_id=decision_id, fencing_token=authority.fencing_token
-                )
+                token = authority.fencing_token
+                order = partial(self._orders.load, host, version, model, decision_id=decision_id, fencing_token=token)
                 self._send(order, load.key, load.host_id, authority)
         # A registry that knows of no revision at all has lost them, or was never asked for anything.
         for unload in assignment.unloads if fleet.revision > 0 else ():
             if not self._book.busy(unload.key, unload.host_id):
                 host = fleet.hosts[unload.host_id]
                 decision_id = self._open(unload, host, fleet, authority, now_s)
-                order = self._orders.unload(
-                    host, unload.key, decision_id=decision_id, fencing_token=authority.fencing_token
-                )
-                self._send(order, unload.key, unload.host_id, authority)
+                token = authority.fencing_token
+                gone = partial(self._orders.unload, host, unload.key, decision_id=decision_id, fencing_token=token)
+                self._send(gone, unload.key, unload.host_id, authority)
 
     def _open(self, order: Load | Unload, host: HostRecord, fleet: Fleet, authority: Authority, now_s: float) -> str:
         is_load = isinstance(order, Load)
@@ -279,25 +295,30 @@ class Reconciler:
         self._book.open(order.key, host, load=is_load, decision_id=decision_id, now_s=now_s)
         return decision_id
 
-    def _send(self, order: Coroutine[Any, Any, None], key: ModelKey, host_id: str, authority: Authority) -> None:
+    def _send(self, order: Callable[[], Awaitable[None]], key: ModelKey, host_id: str, authority: Authority) -> None:
         task = asyncio.create_task(self._carry_out(order, key, host_id, authority))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _carry_out(
-        self, order: Coroutine[Any, Any, None], key: ModelKey, host_id: str, authority: Authority
+        self, order: Callable[[], Awaitable[None]], key: ModelKey, host_id: str, authority: Authority
     ) -> None:
         try:
             if not authority.holds():
-                order.close()
                 raise StaleFencingToken("leadership was lost before the order was sent")
-            await order
+            await order()
         except YardError as error:
-            if outcome := self._book.refused(key, host_id, error.message, self._clock.now_s()):
-                self._end([outcome])
+            self._refused(key, host_id, error.message)
+        except Exception as error:  # a version that cannot even be sent must not keep the others from their hosts
+            self._journal.note("an order broke off", key=str(key), host=host_id, error=repr(error))
+            self._refused(key, host_id, f"the order broke off: {type(error).__name__}")
         else:
             self._book.taken(key, host_id, self._clock.now_s())
-        self.wake.set()
+        self._wake.set()
+
+    def _refused(self, key: ModelKey, host_id: str, message: str) -> None:
+        if outcome := self._book.refused(key, host_id, message, self._clock.now_s()):
+            self._end([outcome])
 
     def _end(self, outcomes: list[Outcome]) -> None:
         for outcome in outcomes:
