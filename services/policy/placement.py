@@ -253,7 +253,9 @@ def _surplus(version: ModelVersion, sites: Sequence[Site], kept: Sequence[str]) 
         if site.standing is not Standing.LISTED or site.host_id in kept:
             continue
         above = f"above the {version.min_replicas} wanted replicas"
-        if (state is ModelState.READY and satisfied) or (state is ModelState.LOADING and len(kept) >= version.min_replicas):
+        if (state is ModelState.READY and satisfied) or (
+            state is ModelState.LOADING and len(kept) >= version.min_replicas
+        ):
             found.append(Unload(key, site.host_id, above))
         elif state is ModelState.FAILED and satisfied:
             found.append(Unload(key, site.host_id, "failed here and not needed here"))
