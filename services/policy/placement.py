@@ -19,6 +19,10 @@ Measured = Mapping[tuple[ModelKey, DeviceKind], int]
 """Peak bytes of versions by device kind, as hosts measured them; it replaces what was declared."""
 
 
+MOST_REASONS = 3
+"""Hosts named one by one in a reason; further ones are only counted."""
+
+
 class Standing(enum.Enum):
     """How far a host can be counted on."""
 
@@ -101,7 +105,7 @@ class Assignment:
     unplaced: tuple[Unplaced, ...]
 
 
-def place(versions: Iterable[ModelVersion], sites: Sequence[Site], measured: Measured) -> Assignment:
+def place(versions: Iterable[ModelVersion], sites: Iterable[Site], measured: Measured) -> Assignment:
     """Bring every version to its minimum of replicas, with as few orders as that takes.
 
     Args:
@@ -114,6 +118,7 @@ def place(versions: Iterable[ModelVersion], sites: Sequence[Site], measured: Mea
         else declared, and never put a version twice on one host.
     """
     wanted = sorted(versions, key=lambda version: version.model_key)
+    sites = sorted(sites, key=lambda site: site.host_id)
     rooms = {site.host_id: _Room(site, wanted, measured) for site in sites}
     kept: dict[ModelKey, list[str]] = {}
     unloads: list[Unload] = []
@@ -139,15 +144,31 @@ def memory_need(version: ModelVersion, site: Site, measured: Measured) -> int:
     return measured.get((version.model_key, site.record.device.kind), version.memory_bytes)
 
 
-def mismatch(version: ModelVersion, record: HostRecord) -> str:
-    """Why a host can never run a version, whatever is free on it; empty if it can."""
+class _Refusal(enum.IntEnum):
+    """Why a host does not get a version, in the order in which people want to know."""
+
+    FAILED = 0
+    MEMORY = 1
+    STANDING = 2
+    HELD = 3
+    TRUST = 4
+    DEVICE = 5
+    POOL = 6
+
+
+_NEVER = frozenset({_Refusal.TRUST, _Refusal.DEVICE, _Refusal.POOL})
+"""What no waiting helps against."""
+
+
+def _mismatch(version: ModelVersion, record: HostRecord) -> tuple[_Refusal, str] | None:
+    """Why a host can never run a version, whatever is free on it; None if it can."""
     if version.pool and record.pool != version.pool:
-        return f"no host of pool '{version.pool}' is listed"
-    if version.device_kind not in (None, record.device.kind):
-        return f"no matching host has a {version.device_kind.value} device" if version.device_kind else ""
+        return _Refusal.POOL, f"no host of pool '{version.pool}' is listed"
+    if version.device_kind is not None and version.device_kind is not record.device.kind:
+        return _Refusal.DEVICE, f"no matching host has a {version.device_kind.value} device"
     if version.backend.executes_code and not record.trusts_artifacts:
-        return "no matching host trusts artifacts that execute code"
-    return ""
+        return _Refusal.TRUST, "no matching host trusts artifacts that execute code"
+    return None
 
 
 class _Room:
@@ -172,33 +193,24 @@ class _Room:
     def need(self, version: ModelVersion) -> int:
         return memory_need(version, self.site, self._measured)
 
-    def refusal(self, version: ModelVersion, holders: Sequence[str]) -> tuple["_Refusal", str] | None:
+    def refusal(self, version: ModelVersion, holders: Sequence[str]) -> tuple[_Refusal, str] | None:
         """Why the version cannot be loaded here now; None if it can."""
         site = self.site
-        if why := mismatch(version, site.record):
-            return _Refusal.MISMATCH, why
-        hosted = site.record.hosted(version.model_key)
-        if site.host_id in holders or (hosted is not None and hosted.state is not ModelState.FAILED):
+        if never := _mismatch(version, site.record):
+            return never
+        if site.host_id in holders:
             return _Refusal.HELD, "every other matching host has it already"
         if site.standing is not Standing.LISTED:
             return _Refusal.STANDING, f"{site.host_id} is {site.standing.value.lower()}"
+        state = _state(site, version.model_key)
+        if state not in (None, ModelState.FAILED):
+            return _Refusal.STANDING, f"{site.host_id} is {state.value.lower()} it" if state else ""
         failure = site.failures.get(version.model_key)
         if failure is not None and failure.resting:
             return _Refusal.FAILED, _failed(site.host_id, failure)
-        need = self.need(version)
-        if need > self.free_bytes:
-            return _Refusal.MEMORY, f"needs {_mib(need)}, {site.host_id} has {_mib(max(0, self.free_bytes))} free"
+        if self.need(version) > self.free_bytes:
+            return _Refusal.MEMORY, ""
         return None
-
-
-class _Refusal(enum.IntEnum):
-    """Why a host does not get a version, in the order in which people want to know."""
-
-    FAILED = 0
-    MEMORY = 1
-    STANDING = 2
-    HELD = 3
-    MISMATCH = 4
 
 
 def _by_key(order: Load | Unload) -> tuple[ModelKey, str]:
@@ -220,7 +232,7 @@ def _replicas_to_keep(version: ModelVersion, sites: Sequence[Site]) -> list[str]
     pool = [
         (site, hosted)
         for site, hosted in _holders(version.model_key, sites)
-        if site.standing is not Standing.LEAVING and not mismatch(version, site.record)
+        if site.standing is not Standing.LEAVING and _mismatch(version, site.record) is None
     ]
     zones: dict[str, int] = {}
     kept: list[str] = []
@@ -350,13 +362,29 @@ def _lacking(
 
 
 def _reasons(version: ModelVersion, rooms: Mapping[str, _Room], holders: Sequence[str]) -> list[str]:
-    """Why no host takes another replica. What can never fit is told only if nothing else is in the way."""
-    refusals = sorted(refusal for room in rooms.values() if (refusal := room.refusal(version, holders)) is not None)
-    if not refusals:
+    """Why no host takes another replica. What can never fit is told only where nothing else is in the way."""
+    refused: dict[_Refusal, list[str]] = {}
+    for room in rooms.values():
+        if refusal := room.refusal(version, holders):
+            refused.setdefault(refusal[0], []).append(refusal[1])
+    if not refused:
         return ["no host is listed"]
-    if refusals[0][0] is not _Refusal.MISMATCH:
-        refusals = [refusal for refusal in refusals if refusal[0] is not _Refusal.MISMATCH]
-    return list(dict.fromkeys(why for _, why in refusals))
+    if full := refused.get(_Refusal.MEMORY):
+        roomiest = max(
+            (room for room in rooms.values() if (why := room.refusal(version, holders)) and why[0] is _Refusal.MEMORY),
+            key=lambda room: room.free_bytes - room.need(version),
+        )
+        free_bytes = max(0, roomiest.free_bytes)
+        full[:] = [f"needs {_mib(roomiest.need(version))}, and {roomiest.site.host_id} has {_mib(free_bytes)} free"]
+    first = min(refused)
+    shown = [first] if first in _NEVER else sorted(refused.keys() - _NEVER)
+    found: list[str] = []
+    for kind in shown:
+        reasons = list(dict.fromkeys(refused[kind]))
+        found += reasons[:MOST_REASONS]
+        if len(reasons) > MOST_REASONS:
+            found.append(f"and {len(reasons) - MOST_REASONS} more like it")
+    return found
 
 
 def _failed(host_id: str, failure: Failure) -> str:
