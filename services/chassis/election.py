@@ -79,14 +79,18 @@ class Election:
         self._ttl_s = ttl_s
         self._clock = clock
         self._session: _Session | None = None
+        self._closed = False
 
     async def campaign(self) -> Leadership:
         """Wait until this candidate leads, over outages of etcd.
 
         Cancelling it withdraws the candidate. A leadership held before is given up first.
+
+        Raises:
+            StoreUnavailable: The election was closed.
         """
         await self._withdraw()
-        while True:
+        while not self._closed:
             session: _Session | None = None
             try:
                 session = self._session = await self._join()
@@ -102,6 +106,7 @@ class Election:
                 raise
             await self._withdraw()
             await self._clock.sleep(RETRY_S)
+        raise StoreUnavailable("the election is closed")
 
     async def leader(self) -> str | None:
         """Who leads now; None if nobody does.
@@ -114,7 +119,8 @@ class Election:
         return None if first is None else first.value.decode()
 
     async def close(self) -> None:
-        """Resign at once and close the connections; end a `campaign` that runs before."""
+        """Resign at once and close the connections; a `campaign` under way fails."""
+        self._closed = True
         await self._withdraw()
         await self._client.close()
 

@@ -7,25 +7,16 @@ spans that it cannot deliver are lost and counted. The context that crosses proc
 """
 
 import asyncio
-import contextlib
-import logging
 import threading
 from collections.abc import Mapping, Sequence
 from contextvars import Token
 from types import TracebackType
 from typing import Self
 
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags, TraceState
-from opentelemetry.trace.status import Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
-from services.chassis import instruments
 from services.chassis.logs import LEVELS, logger, setup_logging
+from services.chassis.span_export import FinishedSpan, Kind, SpanExport
 from services.chassis.trace_context import (
     TraceContext,
     attach,
@@ -50,31 +41,6 @@ __all__ = [
     "setup_logging",
 ]
 
-EXPORT_TIMEOUT_S = 1.0
-"""A batch that the collector does not take in this time is lost; more would only pile up behind it."""
-
-EXPORT_DELAY_MS = 500
-"""How long a span waits for company; short, so that a trace is complete soon after its call."""
-
-QUEUE_SPANS = 8192
-"""Spans kept for the exporter; beyond it the oldest are lost. About 10 MB."""
-
-SHUTDOWN_S = 2.0
-"""Most that `shutdown` waits for the last spans to be delivered."""
-
-WARN_EVERY_S = 60.0
-"""A collector that is away is worth one line a minute."""
-
-_KINDS = {
-    "internal": SpanKind.INTERNAL,
-    "server": SpanKind.SERVER,
-    "client": SpanKind.CLIENT,
-    "producer": SpanKind.PRODUCER,
-    "consumer": SpanKind.CONSUMER,
-}
-_SCOPE = InstrumentationScope("modelyard")
-_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
-_UNSET = Status(StatusCode.UNSET)
 _CLOCK = SystemClock()
 
 
@@ -86,11 +52,11 @@ class Span:
 
     __slots__ = (
         "_attributes",
+        "_failure",
         "_kind",
         "_links",
         "_name",
         "_parent",
-        "_status",
         "_telemetry",
         "_times",
         "_token",
@@ -104,7 +70,7 @@ class Span:
         context: TraceContext,
         *,
         parent: TraceContext | None = None,
-        kind: str = "internal",
+        kind: Kind = "internal",
         links: Sequence[TraceContext] = (),
         attributes: Mapping[str, AttributeValue] | None = None,
         times: tuple[float, float] = (0.0, 0.0),
@@ -128,7 +94,7 @@ class Span:
         self._kind = kind
         self._links = links
         self._attributes: dict[str, AttributeValue] | None = None if attributes is None else dict(attributes)
-        self._status = _UNSET
+        self._failure: str | None = None
         self._times = times
         self._token: Token[TraceContext | None] | None = None
 
@@ -156,12 +122,12 @@ class Span:
             return
         if isinstance(error, YardError):
             self.set("error.type", error.reason)
-            self._status = Status(StatusCode.ERROR, error.message)
+            self._failure = error.message
         elif isinstance(error, BaseException):
             self.set("error.type", type(error).__name__)
-            self._status = Status(StatusCode.ERROR, type(error).__name__)
+            self._failure = type(error).__name__
         else:
-            self._status = Status(StatusCode.ERROR, error)
+            self._failure = error
 
     def end(self) -> None:
         """End the work; only the first call counts."""
@@ -170,15 +136,17 @@ class Span:
             return
         start_wall_s, start_s = self._times
         telemetry.emit(
-            self._name,
-            self.context,
-            parent=self._parent,
-            kind=self._kind,
-            links=self._links,
-            attributes=self._attributes,
-            status=self._status,
-            start_wall_s=start_wall_s,
-            end_wall_s=start_wall_s + telemetry.now_s() - start_s,
+            FinishedSpan(
+                self._name,
+                self.context,
+                self._parent,
+                kind=self._kind,
+                links=self._links,
+                attributes=self._attributes,
+                failure=self._failure,
+                start_wall_s=start_wall_s,
+                end_wall_s=start_wall_s + telemetry.now_s() - start_s,
+            )
         )
 
     def __enter__(self) -> Self:
@@ -224,9 +192,8 @@ class Telemetry:
         self._otlp_endpoint = otlp_endpoint
         self._sample_ratio = sample_ratio
         self._clock = clock
-        self._processor: BatchSpanProcessor | None = None
-        self._exporter: _Exporter | None = None
-        self._resource: Resource | None = None
+        self._export: SpanExport | None = None
+        self._opening = threading.Lock()
         self._closed = False
 
     def span(
@@ -234,7 +201,7 @@ class Telemetry:
         name: str,
         *,
         parent: TraceContext | None = None,
-        kind: str = "internal",
+        kind: Kind = "internal",
         links: Sequence[TraceContext] = (),
         attributes: Mapping[str, AttributeValue] | None = None,
     ) -> Span:
@@ -271,7 +238,7 @@ class Telemetry:
         parent: TraceContext,
         start_wall_s: float,
         end_wall_s: float,
-        kind: str = "internal",
+        kind: Kind = "internal",
         attributes: Mapping[str, AttributeValue] | None = None,
         links: Sequence[TraceContext] = (),
     ) -> TraceContext:
@@ -293,15 +260,17 @@ class Telemetry:
             return parent
         context = parent.child()
         self.emit(
-            name,
-            context,
-            parent=parent,
-            kind=kind,
-            links=links,
-            attributes=attributes,
-            status=_UNSET,
-            start_wall_s=start_wall_s,
-            end_wall_s=end_wall_s,
+            FinishedSpan(
+                name,
+                context,
+                parent,
+                kind=kind,
+                links=links,
+                attributes=attributes,
+                failure=None,
+                start_wall_s=start_wall_s,
+                end_wall_s=end_wall_s,
+            )
         )
         return context
 
@@ -309,130 +278,23 @@ class Telemetry:
         """Monotonic seconds."""
         return self._clock.now_s()
 
-    def emit(
-        self,
-        name: str,
-        context: TraceContext,
-        *,
-        parent: TraceContext | None,
-        kind: str,
-        links: Sequence[TraceContext],
-        attributes: Mapping[str, AttributeValue] | None,
-        status: Status,
-        start_wall_s: float,
-        end_wall_s: float,
-    ) -> None:
-        """Hand a finished span to the exporter; `Span.end` and `record` do."""
-        processor = self._open()
-        if processor is None:
-            return
-        start_ns = int(start_wall_s * 1e9)
-        # The tracer of the SDK would choose the ids and costs several times as much; the pinned SDK's span
-        # record is filled in directly, and a test with a real collector holds us to it.
-        processor.on_end(
-            ReadableSpan(
-                name,
-                context=_span_context(context),
-                parent=None if parent is None else _span_context(parent, remote=True),
-                resource=self._resource,
-                attributes=attributes,
-                links=[Link(_span_context(link, remote=True)) for link in links],
-                kind=_KINDS[kind],
-                status=status,
-                start_time=start_ns,
-                end_time=max(start_ns, int(end_wall_s * 1e9)),
-                instrumentation_scope=_SCOPE,
-            )
-        )
+    def emit(self, span: FinishedSpan) -> None:
+        """Hand a finished span to the exporter, from any thread; `Span.end` and `record` do."""
+        export = self._export
+        if export is None:
+            if not self._otlp_endpoint or self._closed:
+                return
+            with self._opening:
+                if self._export is None:
+                    self._export = SpanExport(
+                        self._otlp_endpoint, service=self._service, instance=self._instance, clock=self._clock
+                    )
+                export = self._export
+        export.add(span)
 
     async def shutdown(self) -> None:
-        """Send what is left, for `SHUTDOWN_S` at most; later spans are dropped."""
+        """Send what is left, for two seconds at most; later spans are dropped."""
         self._closed = True
-        processor, self._processor = self._processor, None
-        exporter, self._exporter = self._exporter, None
-        if processor is None or exporter is None:
-            return
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
-
-        def finish() -> None:
-            if not done.done():
-                done.set_result(None)
-
-        def flush() -> None:
-            try:
-                processor.shutdown()  # type: ignore[no-untyped-call]
-            finally:
-                with contextlib.suppress(RuntimeError):  # the loop has ended without waiting any longer
-                    loop.call_soon_threadsafe(finish)
-
-        # A thread of its own and a daemon: neither the loop's executor nor the interpreter waits for it.
-        threading.Thread(target=flush, name="telemetry-shutdown", daemon=True).start()
-        await asyncio.wait([done], timeout=SHUTDOWN_S)
-        exporter.give_up()
-
-    def _open(self) -> BatchSpanProcessor | None:
-        if self._processor is None and self._otlp_endpoint and not self._closed:
-            # Its own complaints come for each lost batch; `_Exporter` says it once a minute.
-            logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
-            self._resource = Resource(
-                {"service.name": f"modelyard-{self._service}", "service.instance.id": self._instance}
-            )
-            self._exporter = _Exporter(self._otlp_endpoint, self._clock)
-            self._processor = BatchSpanProcessor(
-                self._exporter, max_queue_size=QUEUE_SPANS, schedule_delay_millis=EXPORT_DELAY_MS
-            )
-        return self._processor
-
-
-class _Exporter(SpanExporter):
-    """The OTLP exporter, made quiet: a failure is counted, and said once a minute."""
-
-    def __init__(self, endpoint: str, clock: Clock) -> None:
-        self._endpoint = endpoint
-        self._clock = clock
-        self._inner = OTLPSpanExporter(endpoint=endpoint, insecure=True, timeout=EXPORT_TIMEOUT_S)
-        self._warned_s: float | None = None
-        self._given_up = False
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Send a batch; called by the processor's thread."""
-        if self._given_up:
-            return SpanExportResult.FAILURE
-        try:
-            result = self._inner.export(spans)
-        except Exception as error:
-            result, cause = SpanExportResult.FAILURE, type(error).__name__
-        else:
-            cause = "the collector did not take them"
-        if result is SpanExportResult.SUCCESS:
-            instruments.SPANS_EXPORTED.inc(len(spans))
-            return result
-        instruments.SPANS_LOST.inc(len(spans))
-        now_s = self._clock.now_s()
-        if self._warned_s is None or now_s - self._warned_s >= WARN_EVERY_S:
-            self._warned_s = now_s
-            logger().warning("spans are lost", endpoint=self._endpoint, cause=cause, spans=len(spans))
-        return result
-
-    def shutdown(self) -> None:
-        """Close the channel."""
-        self._inner.shutdown()
-
-    def give_up(self) -> None:
-        """Send no more batches; one that is under way ends by its own timeout."""
-        self._given_up = True
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Nothing is kept here."""
-        return self._inner.force_flush(timeout_millis)
-
-
-def _span_context(context: TraceContext, *, remote: bool = False) -> SpanContext:
-    return SpanContext(
-        int(context.trace_id, 16),
-        int(context.span_id, 16),
-        is_remote=remote,
-        trace_flags=_SAMPLED,
-        trace_state=TraceState.from_header([context.tracestate]) if context.tracestate else None,
-    )
+        export, self._export = self._export, None
+        if export is not None:
+            await export.close()
