@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import math
 import re
 import sys
 import textwrap
@@ -30,6 +31,7 @@ EXIT_FAULTS = 2
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 _CONFIG = "config"
+_PLACEHOLDER = {str: "TEXT", int: "N", float: "X", Path: "PATH"}
 
 
 class ConfigError(Exception):
@@ -143,29 +145,49 @@ def _build(cls: type[T], prog: str, fields: Mapping[str, _Field], given: Mapping
         elif name not in unfit:
             faults.append(f"{field.flag}: required; give it, or set {field.variable}")
             unfit.add(name)
-    if len(values) == len(fields):
+    if not unfit:
         made = cls(**values)
-        faults += _faults_of(made, fields, given, unfit)
+        faults += _faults_of(made, fields, given)
         if not faults:
             return made
+    else:
+        faults += _faults_beside(cls, fields, given, values, unfit)
     raise ConfigError(prog, faults)
 
 
-def _faults_of(made: object, fields: Mapping[str, _Field], given: Mapping[str, _Given], unfit: set[str]) -> list[str]:
-    """What the class itself finds wrong, with the source of each field that it names.
-
-    Where a value did not fit, its default stands in for it, so what is said of that field is left out.
-    """
+def _faults_of(made: object, fields: Mapping[str, _Field], given: Mapping[str, _Given]) -> list[str]:
+    """What the class itself finds wrong, with the source of each field that it names."""
     check = getattr(made, "faults", None)
     found: list[str] = []
     for fault in check() if callable(check) else ():
-        words = set(re.findall(r"[a-z][a-z0-9_]*", fault.replace("-", "_").lower()))
-        named = [name for name in fields if name in words or "__" + name in words]
-        if unfit.intersection(named):
-            continue
-        sources = [f"{fields[n].flag} from {given[n].source if n in given else 'its default'}" for n in named]
+        sources = [
+            f"{fields[name].flag} from {given[name].source if name in given else 'its default'}"
+            for name in _named(fault, fields)
+        ]
         found.append(f"{fault} ({', '.join(sources)})" if sources else fault)
     return found
+
+
+def _faults_beside(
+    cls: type[Any],
+    fields: Mapping[str, _Field],
+    given: Mapping[str, _Given],
+    values: Mapping[str, Any],
+    unfit: set[str],
+) -> list[str]:
+    """What the class finds wrong with other fields than `unfit`, for which a default or an empty value stands in."""
+    empty = {name: () if fields[name].is_list else "" for name in unfit}
+    try:
+        found = _faults_of(cls(**{**empty, **values}), fields, given)
+    except Exception:  # a check may trip over what stands in; the user has faults enough to begin with
+        return []
+    return [fault for fault in found if (named := _named(fault, fields)) and not unfit.intersection(named)]
+
+
+def _named(fault: str, fields: Mapping[str, _Field]) -> list[str]:
+    """The fields that a fault names, as flag or as attribute."""
+    words = set(re.findall(r"[a-z][a-z0-9_]*", fault.replace("-", "_").lower()))
+    return [name for name in fields if name in words]
 
 
 # --- sources -----------------------------------------------------------------------------------
@@ -185,6 +207,8 @@ def _from_flags(fields: Mapping[str, _Field], argv: Sequence[str], faults: list[
             continue
         if field is None and name != _CONFIG:
             faults.append(_unknown(word, [f.flag for f in fields.values()]))
+            if flag.startswith("--") and not has_value and rest and not rest[0].startswith("--"):
+                rest.pop(0)  # its value, which is no fault of its own
             continue
         if not has_value and field is not None and field.kind is bool:
             found[name] = _Given(True, f"flag {flag}")
@@ -247,7 +271,9 @@ def _scalar(kind: Any, value: Any) -> Any:
         return _number(kind, value)
     if not isinstance(value, str):
         raise _Unfit(f"{value!r} is not text")
-    return kind(value)
+    if kind not in (str, Path):
+        raise TypeError(f"no setting can be of type {kind}")
+    return Path(value).expanduser() if kind is Path else value
 
 
 def _choice(choices: tuple[Any, ...], value: Any) -> Any:
@@ -275,9 +301,9 @@ def _number(kind: type[int] | type[float], value: Any) -> int | float:
         raise _Unfit(f"{value!r} is not {wanted}")
     try:
         number = kind(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise _Unfit(f"{value!r} is not {wanted}") from None
-    if isinstance(number, float) and number != number:  # noqa: PLR0124
+    if not math.isfinite(number):
         raise _Unfit(f"{value!r} is not {wanted}")
     return number
 
@@ -348,8 +374,8 @@ def _usage(field: _Field) -> str:
     if typing.get_origin(field.kind) is Literal:
         return f"{field.flag} {'|'.join(map(str, typing.get_args(field.kind)))}"
     if field.is_list:
-        return f"{field.flag} {typing.get_args(field.kind)[0].__name__.upper()},..."
-    return f"{field.flag} {field.kind.__name__.upper()}"
+        return f"{field.flag} {_PLACEHOLDER.get(typing.get_args(field.kind)[0], 'VALUE')},..."
+    return f"{field.flag} {_PLACEHOLDER[field.kind]}"
 
 
 def _default(field: _Field) -> str:

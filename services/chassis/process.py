@@ -5,6 +5,7 @@ What was begun last is ended first. Owns no service's wiring: that is `app` of e
 
 import asyncio
 import dataclasses
+import logging
 import os
 import signal
 import sys
@@ -24,6 +25,9 @@ C = TypeVar("C")
 FAILED = 1
 """Exit code of a process that could not start, crashed, or did not stop cleanly."""
 
+_TASK_S = 10.0
+"""How long a task of `spawn` may take to handle its cancellation."""
+
 _UNWIND_S = 1.0
 """How long a stop that ran out of time may take to handle its cancellation."""
 
@@ -33,6 +37,7 @@ class _Step:
     name: str
     stop: Callable[[], Awaitable[None]]
     timeout_s: float
+    level: int = logging.INFO
 
 
 class Process:
@@ -66,7 +71,7 @@ class Process:
             coro: Usually a loop.
         """
         task = asyncio.get_running_loop().create_task(coro, name=name)
-        step = _Step(name, lambda: _cancel(task), 10.0)
+        step = _Step(name, lambda: _cancel(task), _TASK_S, logging.DEBUG)
         self._steps.append(step)
 
         def ended(_: asyncio.Task[None]) -> None:
@@ -86,6 +91,13 @@ class Process:
         if not self.stopping.is_set():
             logger().info("stopping", why=why)
             self.stopping.set()
+
+    def give_up(self, line: str) -> None:
+        """Begin the drain of a process that could not start; its user reads `line`, and not the drain's."""
+        sys.stderr.write(f"{line}\n")
+        self.exit_code = FAILED
+        self._steps = [dataclasses.replace(step, level=logging.DEBUG) for step in self._steps]
+        self.stopping.set()
 
     async def drain(self) -> None:
         """Run every step, last in, first out; one that fails or takes too long does not keep the next from running."""
@@ -108,7 +120,7 @@ class Process:
             logger().error("stop failed, going on", step=step.name, exc_info=error)
             self.exit_code = self.exit_code or FAILED
         else:
-            logger().info("stopped", step=step.name, took_s=took_s)
+            logger().log(step.level, "stopped", step=step.name, took_s=took_s)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:
@@ -138,7 +150,7 @@ async def _live(name: str, start: Callable[[Process], Awaitable[None]]) -> int:
 
     def on_signal(number: signal.Signals) -> None:
         if process.stopping.is_set():
-            sys.stderr.write(f"{name}: second {number.name}, ending at once\n")
+            sys.stderr.write(f"{name}: second signal ({number.name}), ending at once\n")
             sys.stderr.flush()
             os._exit(128 + number)
         process.request_stop(number.name)
@@ -148,31 +160,28 @@ async def _live(name: str, start: Callable[[Process], Awaitable[None]]) -> int:
     process.spawn("loop lag", watch_loop_lag(SystemClock()))
     starting = asyncio.ensure_future(start(process))
     stopping = asyncio.ensure_future(process.stopping.wait())
-    try:
-        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if not starting.done():
-            starting.cancel()
-        await asyncio.wait({starting})
-        if not starting.cancelled():
-            _report(name, process, starting.exception())
-        await process.stopping.wait()
-    finally:
-        stopping.cancel()
-        await process.drain()
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    starting.cancel()  # no effect unless it was asked to stop before it had begun
+    await asyncio.wait({starting})
+    error = None if starting.cancelled() else starting.exception()
+    if error is not None:
+        process.give_up(_explained(name, error))
+    elif not starting.cancelled():
+        logger().info("serving")
+    await stopping
+    await process.drain()
+    logger().log(logging.DEBUG if error else logging.INFO, "ended", exit_code=process.exit_code)
     return process.exit_code
 
 
-def _report(name: str, process: Process, error: BaseException | None) -> None:
-    """Tell why `start` failed: in one line where the cause is known, else with its traceback."""
-    if error is None:
-        logger().info("serving", service=name)
-        return
-    if isinstance(error, YardError | OSError):
-        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        sys.stderr.write(f"{name}: cannot start: {text}\n")
-    else:
-        logger().error("cannot start", exc_info=error)
-    process.request_stop("cannot start", exit_code=FAILED)
+def _explained(name: str, error: BaseException) -> str:
+    """Why `start` failed, in one line; where the cause is not one of ours, its traceback is logged first."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{name}: cannot start: {error.strerror}{where}"
+    if not isinstance(error, YardError | OSError):
+        logger().error("start failed unexpectedly", exc_info=error)
+    return f"{name}: cannot start: {error or type(error).__name__}"
 
 
 def main(name: str, config_cls: type[C], start: Callable[[C, Process], Awaitable[None]]) -> int:
