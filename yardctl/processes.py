@@ -66,6 +66,7 @@ def start(
     address: str = "",
     environ: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
+    record: bool = True,
 ) -> subprocess.Popen[bytes]:
     """Start a process in a session of its own, its output appended to its log, and record it.
 
@@ -76,6 +77,7 @@ def start(
         address: Where it will serve.
         environ: Variables added to this process's.
         pass_fds: Descriptors it inherits.
+        record: False leaves the record to the process itself.
 
     Raises:
         OSError: It cannot be started.
@@ -90,7 +92,8 @@ def start(
             pass_fds=pass_fds,
             env={**_inherited(), **(environ or {}), MARK: str(layout.directory)},
         )
-    write_record(layout, name, process.pid, argv, address)
+    if record:
+        write_record(layout, name, process.pid, argv, address)
     return process
 
 

@@ -1,0 +1,284 @@
+"""Commands that read and change what the mesh should be: apply, get, list, delete, history, hosts, plan."""
+
+import getpass
+import sys
+import uuid
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from modelyard.registry.v1 import objects_pb2, registry_pb2
+from modelyard.resource.v1 import resource_pb2
+from services.domain.errors import InvalidRequest
+from services.domain.objects import ObjectKey
+from yardctl import client, console, render
+from yardctl.console import DEFAULT_DIR, DirOption, Output, OutputOption, RegistryOption, TextOutput
+from yardctl.errors import USAGE, CommandError
+from yardctl.manifest_text import to_manifest, to_yaml
+from yardctl.manifests import KIND_FIELDS, key_of, load, located
+
+KindArgument = Annotated[str, typer.Argument(metavar="KIND", help=f"One of {', '.join(KIND_FIELDS)}.")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The object's metadata.name.")]
+VersionOption = Annotated[str, typer.Option("--version", help="Version of a ModelVersion.")]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept in the history.")]
+ExpectedOption = Annotated[
+    int, typer.Option("--expected-revision", min=0, help="Refuse if the head is another one; 0 takes any.")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Give the app these commands."""
+    for command in (apply, get, list_objects, delete, history, hosts, plan):
+        app.command(name="list" if command is list_objects else None)(command)
+
+
+def registry_address(directory: Path, address: str) -> str:
+    """The registry to talk to: the one named, or that of the directory."""
+    return address or console.addresses_of(directory).registry
+
+
+def kind_named(text: str) -> str:
+    """The kind that `text` means: `Route`, `route`, `routes`, `model-version`.
+
+    Raises:
+        CommandError: None.
+    """
+    plain = text.lower().replace("-", "").replace("_", "")
+    for kind in KIND_FIELDS:
+        if plain in (kind.lower(), f"{kind.lower()}s"):
+            return kind
+    raise CommandError(f"'{text}' is no kind: use one of {', '.join(KIND_FIELDS)}", exit_code=USAGE)
+
+
+def apply(
+    *,
+    files: Annotated[list[Path], typer.Option("-f", "--file", help="Manifest or folder of manifests; repeatable.")],
+    reason: ReasonOption = "",
+    expected_revision: ExpectedOption = 0,
+    dry_run: DryRunOption = False,
+    directory: DirOption = DEFAULT_DIR,
+    address: RegistryOption = "",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Create and update objects from manifests: all of them, or none."""
+
+    async def main() -> registry_pb2.ApplyResponse:
+        documents = load(files)
+        request = registry_pb2.ApplyRequest(
+            objects=[document.object for document in documents],
+            reason=reason,
+            expected_revision=expected_revision,
+            dry_run=dry_run,
+            author=getpass.getuser(),
+            request_id=uuid.uuid4().hex,
+        )
+        async with client.registry(registry_address(directory, address)) as registry:
+            try:
+                return await registry.apply(request)
+            except InvalidRequest as error:
+                raise located(error, documents) from error
+
+    _print_applied(console.guarded(main()), dry_run, output)
+
+
+def delete(
+    kind: KindArgument,
+    name: NameArgument,
+    *,
+    version: VersionOption = "",
+    reason: ReasonOption = "",
+    expected_revision: ExpectedOption = 0,
+    dry_run: DryRunOption = False,
+    directory: DirOption = DEFAULT_DIR,
+    address: RegistryOption = "",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Delete one object."""
+
+    async def main() -> registry_pb2.ApplyResponse:
+        async with client.registry(registry_address(directory, address)) as registry:
+            key = await _key(registry, kind, name, version)
+            request = registry_pb2.ApplyRequest(
+                deletes=[objects_pb2.ObjectKey(kind=key.kind, name=key.name, version=key.version)],
+                reason=reason,
+                expected_revision=expected_revision,
+                dry_run=dry_run,
+                author=getpass.getuser(),
+                request_id=uuid.uuid4().hex,
+            )
+            return await registry.apply(request)
+
+    _print_applied(console.guarded(main()), dry_run, output)
+
+
+async def _key(registry: client.RegistryClient, kind: str, name: str, version: str) -> ObjectKey:
+    key = ObjectKey(kind_named(kind), name, version)
+    if key.kind == "ModelVersion" and not version:
+        found, _ = await registry.objects("ModelVersion")
+        versions = [item.model_version.version for item in found if item.metadata.name == name]
+        there = f"there are {', '.join(versions)}" if versions else f"'{name}' has none"
+        raise CommandError(f"a ModelVersion needs --version; {there}", exit_code=USAGE)
+    if key.kind != "ModelVersion" and version:
+        raise CommandError(f"a {key.kind} has no --version", exit_code=USAGE)
+    return key
+
+
+def _print_applied(answer: registry_pb2.ApplyResponse, dry_run: bool, output: Output) -> None:
+    if output is Output.JSON:
+        console.print_json({"dry_run": dry_run, **render.to_dict(answer)})
+        return
+    if not answer.changes:
+        console.out().print(f"nothing to change at revision {answer.revision}")
+        return
+    console.out().print(render.changes(answer.changes))
+    counts = render.change_counts(answer.changes)
+    where = f"dry run at revision {answer.revision}, nothing was changed" if dry_run else f"revision {answer.revision}"
+    console.out().print(f"{where}: {counts}")
+
+
+def get(
+    kind: KindArgument,
+    name: NameArgument,
+    *,
+    version: VersionOption = "",
+    revision: Annotated[int, typer.Option("--revision", min=0, help="As it was at this revision; 0 is now.")] = 0,
+    directory: DirOption = DEFAULT_DIR,
+    address: RegistryOption = "",
+    output: Annotated[TextOutput, typer.Option("-o", "--output", help="How to print.")] = TextOutput.YAML,
+) -> None:
+    """Print one object as a manifest."""
+
+    async def main() -> objects_pb2.Object:
+        async with client.registry(registry_address(directory, address)) as registry:
+            answer = await registry.get(await _key(registry, kind, name, version), revision)
+            return answer.object
+
+    item = console.guarded(main())
+    if output is TextOutput.JSON:
+        console.print_json(to_manifest(item))
+    else:
+        sys.stdout.write(to_yaml([item]))
+
+
+def list_objects(
+    kind: Annotated[str, typer.Argument(metavar="[KIND]", help="Only this kind.")] = "",
+    *,
+    revision: Annotated[int, typer.Option("--revision", min=0, help="As it was at this revision; 0 is now.")] = 0,
+    directory: DirOption = DEFAULT_DIR,
+    address: RegistryOption = "",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """List objects."""
+
+    async def main() -> tuple[list[objects_pb2.Object], int]:
+        wanted = kind_named(kind) if kind else ""
+        async with client.registry(registry_address(directory, address)) as registry:
+            return await registry.objects(wanted, revision)
+
+    found, at = console.guarded(main())
+    if output is Output.JSON:
+        console.print_json({"revision": at, "objects": [to_manifest(item) for item in found]})
+    elif found:
+        console.out().print(render.objects(sorted(found, key=lambda item: str(key_of(item)))))
+    else:
+        console.out().print(f"no {kind_named(kind) if kind else 'object'} at revision {at}")
+
+
+def history(
+    *,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Most revisions to list.")] = 20,
+    directory: DirOption = DEFAULT_DIR,
+    address: RegistryOption = "",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """List revisions, newest first: who changed what, when and why."""
+
+    async def main() -> list[registry_pb2.Revision]:
+        async with client.registry(registry_address(directory, address)) as registry:
+            return await registry.revisions(limit)
+
+    revisions = console.guarded(main())
+    if output is Output.JSON:
+        console.print_json([render.to_dict(each) for each in revisions])
+        return
+    rows = [(str(each.number), render.time_of(each.time), each.author, each.reason, _what(each)) for each in revisions]
+    console.out().print(render.table(("revision", "time (utc)", "author", "reason", "changes"), rows))
+
+
+def _what(revision: registry_pb2.Revision) -> str:
+    if revision.change_count == 1 and revision.changes:
+        return f"{render.action(revision.changes[0])} {render.key_text(revision.changes[0].key)}"
+    return render.change_counts(revision.changes)
+
+
+def hosts(
+    *, directory: DirOption = DEFAULT_DIR, address: RegistryOption = "", output: OutputOption = Output.TABLE
+) -> None:
+    """List hosts and the model versions on them."""
+
+    async def main() -> list[Any]:
+        async with client.registry(registry_address(directory, address)) as registry:
+            return await registry.hosts()
+
+    records = console.guarded(main())
+    if output is Output.JSON:
+        console.print_json([render.to_dict(record) for record in records])
+    elif records:
+        console.out().print(render.hosts(records))
+    else:
+        console.out().print("no host is listed")
+
+
+def plan(
+    *,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="Most decisions to list.")] = 10,
+    directory: DirOption = DEFAULT_DIR,
+    address: Annotated[
+        str,
+        typer.Option("--address", metavar="HOST:PORT", help="The resource manager, instead of the one of --dir."),
+    ] = "",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show where model versions should be, and what the resource manager did last."""
+    target = ""
+
+    async def main() -> tuple[resource_pb2.GetPlanResponse, resource_pb2.ListDecisionsResponse]:
+        nonlocal target
+        target = address or console.addresses_of(directory).resource_manager
+        who = f"resource manager at {target}"
+        async with client.resource_manager(target) as stub:
+            found = await client.call(stub.GetPlan, resource_pb2.GetPlanRequest(), who=who)
+            request = resource_pb2.ListDecisionsRequest(limit=limit)
+            return found, await client.call(stub.ListDecisions, request, who=who)
+
+    found, decided = console.guarded(main())
+    if output is Output.JSON:
+        console.print_json({**render.to_dict(found), **render.to_dict(decided)})
+        return
+    out = console.out()
+    standing = f"leads, fencing token {found.fencing_token}" if found.leading else "does not lead"
+    out.print(f"leader {found.leader_id or 'unknown'}; {target} {standing}", markup=False)
+    if not found.HasField("plan"):
+        out.print("no plan yet")
+    else:
+        out.print(f"plan for revision {found.plan.revision}, made {render.time_of(found.plan.time)} UTC")
+        placed = [(f"{each.key.model}:{each.key.version}", each.host_id) for each in found.plan.placements]
+        out.print(render.table(("version", "host"), placed))
+        for each in found.plan.unplaced:
+            missing = f"{each.key.model}:{each.key.version} lacks {each.missing}: {each.reason}"
+            out.print(missing, style="yellow", markup=False)
+    rows = [
+        (
+            render.time_of(each.time),
+            resource_pb2.PlacementAction.Name(each.action).removeprefix("PLACEMENT_ACTION_").lower().replace("_", " "),
+            f"{each.key.model}:{each.key.version}" if each.HasField("key") else "",
+            each.host_id,
+            each.reason,
+            each.outcome or "under way",
+        )
+        for each in decided.decisions
+    ]
+    if rows:
+        out.print(render.table(("time (utc)", "action", "version", "host", "reason", "outcome"), rows))

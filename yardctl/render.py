@@ -1,0 +1,335 @@
+"""How things look: tables, trees, sizes and times for people, plain values for programs."""
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from modelyard.inference.v1 import inference_pb2
+from modelyard.registry.v1 import objects_pb2, registry_pb2
+from modelyard.type.v1 import model_pb2, resources_pb2
+from yardctl.manifest_fields import DURATION, enum_names
+from yardctl.manifests import key_of
+from yardctl.spans import to_json
+from yardctl.trace import Trace, TraceNode, links_elsewhere
+
+_STYLES = {
+    "healthy": "green",
+    "READY": "green",
+    "OK": "green",
+    "down": "red",
+    "FAILED": "red",
+    "LOADING": "yellow",
+    "UNLOADING": "yellow",
+    "draining": "yellow",
+}
+_SHOWN_ATTRIBUTES = 6
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:
+    """A plain table: a heading, and a line for each row."""
+    made = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+    for column in columns:
+        made.add_column(column.upper(), overflow="fold")
+    for row in rows:
+        made.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
+    return made
+
+
+def state(word: str) -> Text:
+    """A state in its colour."""
+    return Text(word, style=_STYLES.get(word, ""))
+
+
+def to_dict(message: Message) -> dict[str, Any]:
+    """A message as plain values, for programs.
+
+    Fields keep their names in the contract. Durations become seconds and say so by `_s`, times
+    are ISO 8601, enums their short names, bytes base64. Fields that can be absent are left out
+    where they are.
+    """
+    found: dict[str, Any] = {}
+    for spec in message.DESCRIPTOR.fields:
+        if spec.has_presence and not message.HasField(spec.name):
+            continue
+        is_duration = spec.message_type is not None and spec.message_type.full_name == DURATION
+        name = f"{spec.name}_s" if is_duration else spec.name
+        value = getattr(message, spec.name)
+        if spec.message_type is not None and spec.message_type.GetOptions().map_entry:
+            inner = spec.message_type.fields_by_name["value"]
+            found[name] = {str(key): _plain(inner, value[key]) for key in sorted(value)}
+        elif spec.is_repeated:
+            found[name] = [_plain(spec, item) for item in value]
+        else:
+            found[name] = _plain(spec, value)
+    return found
+
+
+def _plain(spec: Any, value: Any) -> Any:
+    if isinstance(value, Duration):
+        return seconds(value)
+    if isinstance(value, Timestamp):
+        return value.ToJsonString()
+    if isinstance(value, Message):
+        return to_dict(value)
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if spec.enum_type is not None:
+        return next((name for name, number in enum_names(spec.enum_type).items() if number == value), value)
+    return value
+
+
+def seconds(duration: Duration) -> float:
+    """A duration in seconds."""
+    return duration.seconds + duration.nanos * 1e-9
+
+
+def span_of_time(duration_s: float) -> str:
+    """A duration with three digits that count: `1.23 ms`, `45.0 s`, `3 h 12 min`."""
+    if duration_s < 1e-3:
+        return f"{duration_s * 1e6:.0f} µs"
+    if duration_s < 1.0:
+        return f"{duration_s * 1e3:.{2 if duration_s < 0.01 else 1}f} ms"
+    if duration_s < 60:
+        return f"{duration_s:.1f} s"
+    minutes, rest_s = divmod(int(duration_s), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest_s} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def size(size_bytes: float) -> str:
+    """A size with a binary unit."""
+    for unit in ("B", "KiB", "MiB"):
+        if size_bytes < 1024:
+            return f"{size_bytes:.0f} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.1f} GiB"
+
+
+def time_of(timestamp: Timestamp) -> str:
+    """A time in UTC, to the second."""
+    return datetime.fromtimestamp(timestamp.seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def key_text(key: objects_pb2.ObjectKey) -> str:
+    """`Kind/name` or `Kind/name/version`."""
+    return "/".join(part for part in (key.kind, key.name, key.version) if part)
+
+
+def action(change: registry_pb2.Change) -> str:
+    """`create`, `update` or `delete`."""
+    return registry_pb2.ChangeAction.Name(change.action).removeprefix("CHANGE_ACTION_").lower()
+
+
+def changes(found: Sequence[registry_pb2.Change]) -> Table:
+    """What an apply changes, field by field."""
+    rows: list[Sequence[str | Text]] = []
+    colours = {"create": "green", "delete": "red", "update": "yellow"}
+    for change in found:
+        word = action(change)
+        rows.append((Text(word, style=colours.get(word, "")), key_text(change.key), "", ""))
+        rows += [("", f"  {field.path}", field.before or "-", field.after or "-") for field in change.fields]
+    return table(("change", "object", "before", "after"), rows)
+
+
+def change_counts(found: Iterable[registry_pb2.Change]) -> str:
+    """`2 created, 1 updated`."""
+    counts: dict[str, int] = {}
+    for change in found:
+        word = f"{action(change)}d"
+        counts[word] = counts.get(word, 0) + 1
+    return ", ".join(f"{count} {word}" for word, count in counts.items())
+
+
+# --- objects -----------------------------------------------------------------------------------
+
+
+def objects(found: Iterable[objects_pb2.Object]) -> Table:
+    """Objects, a line each."""
+    keys = ((key_of(item), item) for item in found)
+    return table(
+        ("kind", "name", "version", "what"), [(key.kind, key.name, key.version, summary(item)) for key, item in keys]
+    )
+
+
+def summary(item: objects_pb2.Object) -> str:
+    """What an object is, in a few words."""
+    match item.WhichOneof("spec"):
+        case "model":
+            words = (item.model.modality, item.model.task, item.model.description)
+            return ", ".join(word for word in words if word)
+        case "model_version":
+            version = item.model_version
+            quality = f", quality {version.quality:.3f}" if version.HasField("quality") else ""
+            return (
+                f"{version.backend.architecture or version.backend.name}, at least {version.min_replicas} ready"
+                f"{quality}, {version.cost_microusd} µ$"
+            )
+        case "route":
+            return _route_summary(item.route)
+        case "pool":
+            pool = item.pool
+            return f"{pool.min_hosts} hosts, {device_kind(pool.device_kind)}, {size(pool.memory_bytes)} each"
+        case _:
+            return ""
+
+
+def _route_summary(route: objects_pb2.RouteSpec) -> str:
+    single = route.WhichOneof("strategy") == "single"
+    targets = [route.single.target] if single else list(route.choose.candidates)
+    named = ", ".join(f"{target.model}:{target.version}" if target.version else target.model for target in targets)
+    return f"{'single' if single else 'choose of'} {named}"
+
+
+def device_kind(kind: "resources_pb2.DeviceKind.ValueType") -> str:
+    """`CPU` or `CUDA`."""
+    return resources_pb2.DeviceKind.Name(kind).removeprefix("DEVICE_KIND_")
+
+
+def model_state(hosted: resources_pb2.HostedModel) -> str:
+    """`READY`, `LOADING`, ..."""
+    return model_pb2.ModelState.Name(hosted.state).removeprefix("MODEL_STATE_")
+
+
+# --- hosts -------------------------------------------------------------------------------------
+
+
+def hosts(records: Sequence[resources_pb2.HostRecord]) -> Table:
+    """Hosts, and below each the versions it has."""
+    rows: list[Sequence[str | Text]] = []
+    for record in records:
+        memory = f"{size(record.device.used_bytes)} of {size(record.device.memory_bytes)}"
+        pool = "/".join(part for part in (record.pool, record.zone) if part)
+        stands = state("draining" if record.draining else "healthy")
+        rows.append((record.host_id, record.address, pool, device_kind(record.device.kind), memory, stands))
+        for hosted in record.models:
+            used = size(hosted.memory_bytes) if hosted.memory_bytes else ""
+            word = Text.assemble(state(model_state(hosted)), f" {hosted.message}" if hosted.message else "")
+            rows.append((f"  {hosted.key.model}:{hosted.key.version}", "", "", "", used, word))
+    return table(("host", "address", "pool", "device", "memory", "state"), rows)
+
+
+# --- decisions ---------------------------------------------------------------------------------
+
+
+def stages(decision: inference_pb2.Decision) -> dict[str, float]:
+    """Seconds of each stage that happened, the total last."""
+    times = decision.stages
+    return {spec.name: seconds(value) for spec, value in times.ListFields()}
+
+
+def decision(found: inference_pb2.Decision) -> Table:
+    """How an answer came about, a fact a line."""
+    times = stages(found)
+    total_s = times.pop("total", None)
+    parts = " + ".join(f"{name} {span_of_time(value)}" for name, value in times.items())
+    rows: list[Sequence[str | Text]] = [
+        ("route", Text(f"{found.route} → {found.model}:{found.version}@{found.host}", style="bold")),
+        ("reason", f"{found.reason} ({found.strategy}, revision {found.registry_revision})"),
+    ]
+    if total_s is not None:
+        batch = f", batch of {found.batch_size}" if found.batch_size else ""
+        rows.append(("time", f"{span_of_time(total_s)} = {parts}{batch}"))
+    quality = f", quality {found.quality:.3f}" if found.HasField("quality") else ""
+    rows.append(("cost", f"{found.cost_microusd} µ${quality}"))
+    if len(found.attempts) > 1:
+        tries = ", ".join(
+            f"{each.host} {each.status} {span_of_time(seconds(each.duration))}" for each in found.attempts
+        )
+        rows.append(("attempts", tries))
+    rows.append(("trace", found.trace_id))
+    made = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in rows:
+        made.add_row(Text(str(name), style="dim"), value if isinstance(value, Text) else Text(value))
+    return made
+
+
+def candidates(found: Sequence[inference_pb2.Candidate]) -> Table:
+    """The versions that were looked at, best first, with their hosts."""
+    rows = []
+    for each in sorted(found, key=lambda each: (bool(each.filtered), -each.score)):
+        on = ", ".join(f"{host.host} {span_of_time(seconds(host.predicted))}" for host in each.hosts)
+        rows.append(
+            (
+                f"{each.model}:{each.version}",
+                each.filtered or f"{each.score:.4f}",
+                f"{each.quality:.3f}" if each.HasField("quality") else "-",
+                f"{each.cost_microusd} µ$",
+                span_of_time(seconds(each.predicted)) if each.HasField("predicted") else "-",
+                on or "-",
+            )
+        )
+    return table(("candidate", "score", "quality", "cost", "predicted", "hosts"), rows)
+
+
+# --- traces ------------------------------------------------------------------------------------
+
+
+def trace(found: Trace) -> Tree:
+    """A trace as a tree, each span with its time and when it began."""
+    head = Text.assemble(("trace ", "dim"), (found.trace_id, "bold"), f"  {span_of_time(found.duration_s)}")
+    tree = Tree(head, guide_style="dim")
+    for root in found.roots:
+        _add(tree, root, found)
+    return tree
+
+
+def _add(tree: Tree, node: TraceNode, whole: Trace) -> None:
+    span = node.span
+    offset_s = (span.start_ns - whole.start_ns) * 1e-9
+    where = "@".join(part for part in (span.service, span.instance) if part)
+    line = Text.assemble(
+        (span.name, "bold"),
+        f"  {span_of_time(span.duration_s)}",
+        (f"  +{span_of_time(max(0.0, offset_s))}", "dim"),
+        (f"  {where}", "cyan"),
+    )
+    if node.orphan:
+        line.append("  (its parent is not in the store)", style="yellow")
+    if node.linked:
+        line.append(f"  ⇠ in trace {span.trace_id[:8]}", style="magenta")
+    if span.links:
+        line.append(f"  ⇢ {_links(span.links, span, whole)}", style="magenta")
+    if span.error:
+        line.append(f"  {span.error}", style="red")
+    shown = {key: value for key, value in span.attributes.items() if value not in ("", None)}
+    if shown:
+        few = list(shown.items())[:_SHOWN_ATTRIBUTES]
+        line.append("  " + " ".join(f"{key}={value}" for key, value in few), style="dim")
+    branch = tree.add(line)
+    for child in node.children:
+        _add(branch, child, whole)
+
+
+def _links(links: Sequence[Any], span: Any, whole: Trace) -> str:
+    others = len(links_elsewhere(span, whole.trace_id))
+    here = len(links) - others
+    words = [f"{here} of this trace" if here else "", f"{others} of others" if others else ""]
+    return f"links {' and '.join(word for word in words if word)}"
+
+
+def trace_json(found: Trace) -> Mapping[str, Any]:
+    """A trace as plain values."""
+
+    def plain(node: TraceNode) -> dict[str, Any]:
+        return {
+            **to_json(node.span),
+            "duration_s": node.span.duration_s,
+            "linked": node.linked,
+            "children": [plain(child) for child in node.children],
+        }
+
+    return {
+        "trace_id": found.trace_id,
+        "duration_s": found.duration_s,
+        "spans": [plain(root) for root in found.roots],
+    }
