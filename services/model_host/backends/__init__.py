@@ -1,1 +1,1 @@
-"""Frameworks that run models, behind one interface."""
+"""Frameworks that run models, behind one interface; `base` declares it, `loading` chooses one by name."""

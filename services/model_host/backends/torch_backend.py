@@ -1,0 +1,176 @@
+"""torch: weights poured into a registered architecture.
+
+Weights are data: safetensors, or a state dict that `torch.load(weights_only=True)` reads. A `torch.export`
+archive carries its own code and can run more when it is read; only hosts that trust their artifacts
+take one, from versions that declare `executes_code`.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from services.domain.errors import ArtifactRejected
+from services.domain.host import DeviceKind
+from services.domain.objects import Model, ModelVersion
+from services.model_host.backends.base import LoadedModel
+from services.model_host.backends.formats import Format, format_of
+from services.model_host.device import ComputeDevice
+from services.model_host.tensors import NDArray, bf16_from_float, float_from_bf16
+
+EXPORTED = "exported"
+"""The architecture name of a `torch.export` archive, which brings its own."""
+
+
+class TorchModel:
+    """An architecture with its weights, called in inference mode."""
+
+    def __init__(self, predict: Callable[[dict[str, NDArray]], dict[str, NDArray]], model: Model) -> None:
+        """Call `predict`; inputs and outputs of `model` that are BF16 are float32 for it."""
+        self._predict = predict
+        self._bf16_inputs = frozenset(spec.name for spec in model.inputs if spec.datatype == "BF16")
+        self._bf16_outputs = frozenset(spec.name for spec in model.outputs if spec.datatype == "BF16")
+
+    def predict(self, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
+        """Compute without gradients."""
+        import torch  # noqa: PLC0415
+
+        given = {
+            name: float_from_bf16(array) if name in self._bf16_inputs else _writable(array)
+            for name, array in inputs.items()
+        }
+        with torch.inference_mode():
+            outputs = self._predict(given)
+        for name in self._bf16_outputs & outputs.keys():
+            outputs[name] = bf16_from_float(outputs[name])
+        return outputs
+
+
+class TorchBackend:
+    """Loads weights into architectures."""
+
+    def __init__(self, *, trusts_artifacts: bool, threads: int) -> None:
+        """Take `torch.export` archives only if `trusts_artifacts`; compute with `threads` threads."""
+        self._trusts_artifacts = trusts_artifacts
+        self._threads = threads
+
+    def prepare(self, device: ComputeDevice) -> None:
+        """Import torch and its architectures, start the device."""
+        import safetensors.torch  # noqa: F401, PLC0415
+        import torch  # noqa: PLC0415
+
+        from services.model_host.backends import architectures  # noqa: F401, PLC0415
+
+        torch.set_num_threads(self._threads)
+        torch.zeros(1, device=_torch_device(device))
+
+    def load(
+        self,
+        artifact: Path | None,
+        files: Mapping[str, Path],
+        version: ModelVersion,
+        model: Model,
+        device: ComputeDevice,
+    ) -> LoadedModel:
+        """Read the weights and pour them into the architecture.
+
+        Raises:
+            ArtifactRejected: The format is not allowed, or weights and architecture do not fit.
+        """
+        from services.model_host.backends import architectures  # noqa: PLC0415
+
+        assert artifact is not None
+        where = _torch_device(device)
+        found = format_of(artifact)
+        if found is Format.TORCH_EXPORT or version.backend.architecture == EXPORTED:
+            return self._exported(artifact, found, version, model, where)
+        architecture = architectures.build(version.backend.architecture, version.backend.options, files)
+        state = _state_dict(artifact, found)
+        module = architecture.module
+        try:
+            module.load_state_dict(state, strict=True)
+        except RuntimeError as error:
+            said = " ".join(str(error).split())
+            raise ArtifactRejected(f"the weights do not fit '{version.backend.architecture}': {said}"[:500]) from error
+        module.eval()
+        module.requires_grad_(False)
+        module.to(where)
+        return TorchModel(lambda inputs: architecture.predict(inputs, where), model)
+
+    def _exported(self, artifact: Path, found: Format, version: ModelVersion, model: Model, where: Any) -> LoadedModel:
+        import torch  # noqa: PLC0415
+
+        if found is not Format.TORCH_EXPORT:
+            raise ArtifactRejected(
+                f"architecture '{EXPORTED}' is a torch.export archive; {artifact.name} is {found.value}"
+            )
+        if not version.backend.executes_code or not self._trusts_artifacts:
+            raise ArtifactRejected(
+                f"{artifact.name} is a torch.export archive, which can run code when it is read: it needs "
+                "backend.executes_code and a pool that trusts its artifacts"
+            )
+        program = torch.export.load(artifact)
+        module = program.module()
+        module.to(where)
+        names = [spec.name for spec in model.outputs]
+        inputs = [spec.name for spec in model.inputs]
+
+        def predict(given: dict[str, NDArray]) -> dict[str, NDArray]:
+            tensors = [torch.from_numpy(given[name]).to(where) for name in inputs if name in given]
+            answers = module(*tensors)
+            answers = answers if isinstance(answers, tuple | list) else (answers,)
+            return {name: _to_numpy(answer) for name, answer in zip(names, answers, strict=False)}
+
+        return TorchModel(predict, model)
+
+
+def _state_dict(artifact: Path, found: Format) -> Mapping[str, Any]:
+    """The weights, read without running anything of theirs.
+
+    Raises:
+        ArtifactRejected: They are not pure data.
+    """
+    import torch  # noqa: PLC0415
+    from safetensors import SafetensorError  # noqa: PLC0415
+    from safetensors.torch import load_file  # noqa: PLC0415
+
+    if found is Format.SAFETENSORS:
+        try:
+            return load_file(artifact)
+        except SafetensorError as error:
+            raise ArtifactRejected(f"{artifact.name} is a broken safetensors file: {error}") from error
+    if found not in (Format.TORCH_ZIP, Format.PICKLE):
+        raise ArtifactRejected(
+            f"torch takes safetensors files or state dicts that weights_only reads; {artifact.name} is {found.value}"
+        )
+    try:
+        state = torch.load(artifact, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle.UnpicklingError for code, anything for a broken file
+        raise ArtifactRejected(
+            f"{artifact.name} is {found.value} that torch.load(weights_only=True) refuses: it holds more than weights "
+            "and could run code. Save the state dict, best as safetensors"
+        ) from error
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    ):
+        raise ArtifactRejected(f"{artifact.name} is no state dict: names with tensors and nothing else")
+    return state
+
+
+def _torch_device(device: ComputeDevice) -> Any:
+    import torch  # noqa: PLC0415
+
+    return torch.device("cuda" if device.kind is DeviceKind.CUDA else "cpu")
+
+
+def _writable(array: NDArray) -> NDArray:
+    """`array`, copied if it is a view of received bytes: torch has no read-only tensors."""
+    return array if array.flags.writeable else np.array(array)
+
+
+def _to_numpy(answer: Any) -> NDArray:
+    import torch  # noqa: PLC0415
+
+    tensor = answer.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # type: ignore[no-any-return]

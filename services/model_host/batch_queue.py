@@ -1,0 +1,381 @@
+"""The order in which calls reach the device, and which of them are refused or dropped.
+
+One queue per device, one lane per version. Calls wait in order of their deadlines; the lane whose
+first call is due first goes next. What to take and what to drop is `policy.batching`; computing is
+behind the port `Compute`. Everything here runs on the event loop.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+from services.domain.clock import Clock
+from services.domain.errors import (
+    BudgetExhausted,
+    Draining,
+    HostUnavailable,
+    ModelNotReady,
+    Overloaded,
+    YardError,
+)
+from services.domain.model import ModelKey
+from services.model_host.lane import CEILING_S, Answer, Call, Lane, LaneStatistics, Step
+from services.policy.batch_times import ServiceTimes
+from services.policy.batching import predicted_wait_s
+
+PROBE_EVERY = 8
+"""An idle lane runs every so-many-th call that looks hopeless, so that one slow spell is unlearned."""
+
+
+class OutOfDeviceMemory(Exception):
+    """The device had no memory for a batch; it can go on with smaller ones."""
+
+
+class DeviceBroken(Exception):
+    """The device will not compute again in this process."""
+
+
+class Compute(Protocol):
+    """The device."""
+
+    async def run(self, model: object, calls: Sequence[Call], *, together: bool, predicted_s: float) -> Sequence[Step]:
+        """Compute calls of one version.
+
+        Args:
+            model: The version, as it was opened with.
+            calls: At least one.
+            together: As one batch, or one after another.
+            predicted_s: How long it should take.
+
+        Returns:
+            Steps that cover every call once.
+
+        Raises:
+            OutOfDeviceMemory: The device had no memory for them.
+            DeviceBroken: The device is lost.
+        """
+        ...
+
+
+class Observer(Protocol):
+    """Who wants to know what was done."""
+
+    def step_done(self, key: ModelKey, step: Step) -> None:
+        """Calls of `key` were computed."""
+        ...
+
+    def call_dropped(self, key: ModelKey, cause: str) -> None:
+        """A call ended before it was computed: `deadline`, `cancelled` or `full`."""
+        ...
+
+    def device_broken(self) -> None:
+        """The device will not compute again in this process."""
+        ...
+
+
+class BatchQueue:
+    """The calls of all versions on one device."""
+
+    def __init__(
+        self, *, compute: Compute, observer: Observer, clock: Clock, max_queued: int, max_queued_bytes: int
+    ) -> None:
+        """Nothing runs until `run` does.
+
+        Args:
+            compute: The device.
+            observer: Told of every step and drop.
+            clock: Time; deadlines of calls are on it.
+            max_queued: Most calls that wait in one lane.
+            max_queued_bytes: Most payload bytes that wait in all lanes.
+        """
+        self._compute = compute
+        self._observer = observer
+        self._clock = clock
+        self._max_queued = max_queued
+        self._max_queued_bytes = max_queued_bytes
+        self._busy: dict[Lane, None] = {}
+        self._queued_bytes = 0
+        self._running_until_s = 0.0
+        self._wake: asyncio.Future[None] | None = None
+        self._broken = False
+        self.statistics: dict[ModelKey, LaneStatistics] = {}
+        """What each version has done, those that are gone included."""
+
+    def open(
+        self,
+        key: ModelKey,
+        model: object,
+        *,
+        max_batch_size: int,
+        max_wait_s: float,
+        slo_s: float | None,
+        times: ServiceTimes,
+        ceiling: int = 0,
+    ) -> Lane:
+        """A lane for a version.
+
+        Args:
+            key: The version.
+            model: What `Compute` is given.
+            max_batch_size: Most rows of a batch; 1 or less never puts calls together.
+            max_wait_s: Longest wait for company on an idle device.
+            slo_s: The model's latency objective, if any.
+            times: What is known of its batch times.
+            ceiling: Most rows that fit the device, if it is known that not all do; else 0.
+        """
+        statistics = self.statistics.setdefault(key, LaneStatistics())
+        until_s = self._clock.now_s() + CEILING_S
+        lane = Lane(key, model, max(1, max_batch_size), max_wait_s, slo_s, times, ceiling, until_s, statistics)
+        lane.recap()
+        return lane
+
+    async def close(self, lane: Lane) -> None:
+        """Take no new calls, and return once those that wait are answered."""
+        lane.closed = True
+        if not lane.idle:
+            if lane.empty is None:
+                lane.empty = asyncio.get_running_loop().create_future()
+            await asyncio.shield(lane.empty)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing waits or runs."""
+        return not self._busy and self._running_until_s == 0.0
+
+    async def submit(self, lane: Lane, call: Call) -> Answer:
+        """Wait for the call's turn and its answer.
+
+        Cancelling takes it out of the queue; what computes already is not stopped.
+
+        Raises:
+            BudgetExhausted: Its deadline does not cover its own compute time.
+            Overloaded: The queue is full, what waits before it takes too long, or the device ran out of memory.
+            ModelFailed: The model failed on it.
+            ModelNotReady: The lane is closed.
+            HostUnavailable: The device broke.
+        """
+        call.arrived_s = now_s = self._clock.now_s()
+        self._admit(lane, call, now_s)
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        call.answer = answer
+        lane.add(call)
+        self._queued_bytes += call.payload_bytes
+        self._busy[lane] = None
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+        try:
+            return await answer
+        finally:
+            if answer.cancelled():
+                self._abandon(lane, call)
+
+    async def run(self) -> None:
+        """Serve the lanes, until cancelled."""
+        try:
+            while True:
+                lane, pause_s = self._next(self._clock.now_s())
+                if lane is None:
+                    await self._pause(pause_s)
+                else:
+                    await self._serve(lane)
+        finally:
+            self._give_up([], Draining("this host is stopping; ask another"))
+
+    # --- admission ------------------------------------------------------------------------------
+
+    def _admit(self, lane: Lane, call: Call, now_s: float) -> None:
+        """Refuse `call` if it cannot be answered in time.
+
+        Raises:
+            YardError: It is not taken.
+        """
+        if lane.closed:
+            raise ModelNotReady(f"{lane.key} is being unloaded here")
+        if self._broken:
+            raise HostUnavailable("the device of this host is broken")
+        left_s = call.deadline_at_s - now_s
+        own_s = lane.seconds_of(call)
+        if own_s > left_s:
+            if not self._probes(lane, call, left_s, own_s):
+                raise self._dropped(lane, "deadline", _too_late(lane.key, own_s, left_s))
+            return
+        running_s = max(0.0, self._running_until_s - now_s)
+        rows_ahead = 0
+        if self._busy:
+            rows_ahead = lane.rows_before(call.deadline_at_s)
+            running_s += sum(other.seconds_before(call.deadline_at_s) for other in self._busy if other is not lane)
+        wait_s = predicted_wait_s(
+            running_s=running_s, rows_ahead=rows_ahead, cap=lane.cap, times=lane.times.of_size(call.elements)
+        )
+        if len(lane.waiting) >= self._max_queued:
+            text = f"{len(lane.waiting)} calls wait for {lane.key} here, and no more are taken"
+            raise self._dropped(lane, "full", Overloaded(text, retry_after_s=wait_s))
+        if self._queued_bytes + call.payload_bytes > self._max_queued_bytes:
+            text = f"{self._queued_bytes} bytes of calls wait here, and {self._max_queued_bytes} are the most"
+            raise self._dropped(lane, "full", Overloaded(text, retry_after_s=wait_s))
+        if wait_s + own_s > left_s:
+            raise self._dropped(lane, "deadline", _too_busy(lane.key, wait_s, own_s, left_s))
+        lane.note_budget(left_s)
+
+    def _probes(self, lane: Lane, call: Call, left_s: float, own_s: float) -> bool:
+        """Whether a call that looks hopeless runs nevertheless, to see whether the prediction still holds."""
+        if left_s <= 0.0 or not lane.idle:
+            return False
+        lane.hopeless += 1
+        if lane.hopeless % PROBE_EVERY:
+            return False
+        call.deadline_at_s += 4.0 * own_s  # its caller's real deadline still cancels it
+        return True
+
+    def _dropped(self, lane: Lane, cause: str, error: YardError) -> YardError:
+        lane.statistics.dropped += 1
+        self._observer.call_dropped(lane.key, cause)
+        return error
+
+    # --- turns ----------------------------------------------------------------------------------
+
+    def _next(self, now_s: float) -> tuple[Lane | None, float | None]:
+        """The lane to serve; else how long to pause, None until a call comes."""
+        chosen: Lane | None = None
+        pause_s: float | None = None
+        for lane in self._busy:
+            if chosen is not None and lane.waiting[0].deadline_at_s >= chosen.waiting[0].deadline_at_s:
+                continue
+            wait_s = lane.company_s(now_s)
+            if wait_s <= 0.0:
+                chosen = lane
+            else:
+                pause_s = wait_s if pause_s is None else min(pause_s, wait_s)
+        return chosen, pause_s
+
+    async def _pause(self, pause_s: float | None) -> None:
+        self._wake = asyncio.get_running_loop().create_future()
+        try:
+            if pause_s is None:
+                await self._wake
+                return
+            sleep = asyncio.ensure_future(self._clock.sleep(pause_s))
+            try:
+                await asyncio.wait((self._wake, sleep), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                sleep.cancel()
+        finally:
+            self._wake = None
+
+    async def _serve(self, lane: Lane) -> None:
+        now_s = self._clock.now_s()
+        calls, late, predicted_s, together = lane.take(now_s)
+        for call in late:
+            self._queued_bytes -= call.payload_bytes
+            self._fail(lane, call, _late(lane, call, now_s))
+        for call in calls:
+            self._queued_bytes -= call.payload_bytes
+        if not lane.waiting:
+            del self._busy[lane]
+        if calls:
+            await self._compute_calls(lane, calls, predicted_s, together=together)
+        self._settle(lane)
+
+    async def _compute_calls(self, lane: Lane, calls: list[Call], predicted_s: float, *, together: bool) -> None:
+        lane.running = len(calls)
+        self._running_until_s = self._clock.now_s() + predicted_s
+        try:
+            steps = await self._compute.run(lane.model, calls, together=together, predicted_s=predicted_s)
+        except OutOfDeviceMemory:
+            lane.shrink(sum(call.rows for call in calls) if together else 1, self._clock.now_s())
+            for call in calls:
+                text = f"the device had no memory for a batch of {lane.key}"
+                self._fail(lane, call, Overloaded(text, retry_after_s=max(0.010, predicted_s)), failed=True)
+        except DeviceBroken:
+            self._broken = True
+            self._give_up(calls, HostUnavailable("the device of this host is broken"))
+            self._observer.device_broken()
+        except asyncio.CancelledError:
+            self._give_up(calls, Draining("this host is stopping; ask another"))
+            raise
+        else:
+            for step in steps:
+                self._answer(lane, step)
+        finally:
+            lane.running = 0
+            self._running_until_s = 0.0
+
+    def _answer(self, lane: Lane, step: Step) -> None:
+        statistics = lane.statistics
+        size = len(step.calls)
+        computed = False
+        for call, outcome in zip(step.calls, step.outcomes, strict=True):
+            if isinstance(outcome, YardError):
+                self._fail(lane, call, outcome)
+                continue
+            computed = True
+            assert call.answer is not None
+            if not call.answer.done():
+                queue_s = max(0.0, step.started_s - call.arrived_s)
+                statistics.success += 1
+                statistics.queue_s += queue_s
+                statistics.compute_s += step.compute_s
+                call.answer.set_result(Answer(outcome, queue_s, step.compute_s, size))
+        if computed:
+            lane.learn(step)
+            self._observer.step_done(lane.key, step)
+
+    def _give_up(self, calls: Sequence[Call], error: YardError) -> None:
+        """Fail `calls` and all that waits."""
+        lanes = list(self._busy)
+        for call in (*calls, *(call for lane in lanes for call in lane.waiting)):
+            if call.answer is not None and not call.answer.done():
+                call.answer.set_exception(error)
+        self._busy.clear()
+        self._queued_bytes = 0
+        for lane in lanes:
+            lane.waiting.clear()
+            lane.waiting_rows = 0
+            self._settle(lane)
+
+    def _settle(self, lane: Lane) -> None:
+        if lane.closed and lane.idle and lane.empty is not None and not lane.empty.done():
+            lane.empty.set_result(None)
+
+    def _abandon(self, lane: Lane, call: Call) -> None:
+        """Nobody waits for `call` any more: out of the queue, unless it computes already."""
+        call.abandoned = True
+        if not lane.discard(call):
+            return
+        self._queued_bytes -= call.payload_bytes
+        lane.statistics.dropped += 1
+        self._observer.call_dropped(lane.key, "cancelled")
+        if not lane.waiting:
+            del self._busy[lane]
+            self._settle(lane)
+
+    def _fail(self, lane: Lane, call: Call, error: YardError, *, failed: bool = False) -> None:
+        if call.answer is None or call.answer.done():
+            return
+        if failed or not isinstance(error, (Overloaded, BudgetExhausted)):
+            lane.statistics.failure += 1
+        else:
+            self._dropped(lane, "deadline", error)
+        call.answer.set_exception(error)
+
+
+def _too_late(key: ModelKey, own_s: float, left_s: float) -> BudgetExhausted:
+    return BudgetExhausted(
+        f"{key} takes about {own_s * 1e3:.1f} ms for this, and the deadline leaves {max(0.0, left_s) * 1e3:.1f} ms"
+    )
+
+
+def _too_busy(key: ModelKey, wait_s: float, own_s: float, left_s: float) -> Overloaded:
+    return Overloaded(
+        f"{key} would answer in about {(wait_s + own_s) * 1e3:.1f} ms behind what waits here, and the deadline leaves "
+        f"{max(0.0, left_s) * 1e3:.1f} ms",
+        retry_after_s=wait_s,
+    )
+
+
+def _late(lane: Lane, call: Call, now_s: float) -> YardError:
+    own_s = lane.seconds_of(call)
+    left_s = call.deadline_at_s - now_s
+    if own_s > left_s:
+        return _too_late(lane.key, own_s, left_s)
+    return _too_busy(lane.key, lane.times.overall.predict(lane.cap) - own_s, own_s, left_s)

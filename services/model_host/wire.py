@@ -1,0 +1,234 @@
+"""protobuf ⇄ arrays for Execute: what a request must look like for one version, and its answer in the form asked."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from modelyard.inference.v1 import inference_pb2 as pb
+from services.domain.errors import Fault, InvalidRequest
+from services.domain.model import TensorMeta, TensorSpec, schema_faults
+from services.domain.objects import Model
+from services.model_host.tensors import FLOATS, NUMPY, BadTensor, NDArray, all_finite, from_raw, to_raw
+
+CONTENTS: dict[str, str] = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+"""Field of InferTensorContents by datatype; FP16 and BF16 have none."""
+
+LARGE_BYTES = 256 * 1024
+"""A request or answer beyond this is converted off the event loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tensors:
+    """The inputs of one call, decoded."""
+
+    inputs: dict[str, NDArray]
+    rows: int
+    """Size of the batch dimension; 1 where the version does not batch."""
+    elements: int
+    """Elements of one row, over all inputs."""
+    group: Hashable
+    """Equal for calls that can share a batch."""
+    payload_bytes: int
+
+
+class Schema:
+    """What requests for one version must look like."""
+
+    def __init__(self, model: Model, *, max_batch_size: int) -> None:
+        """Requests carry a batch dimension if `max_batch_size` is over 1."""
+        self.inputs = model.inputs
+        self.outputs = {spec.name: spec for spec in model.outputs}
+        self.max_batch_size = max_batch_size
+        self.batches = max_batch_size > 1
+        self.by_name = {spec.name: spec for spec in model.inputs}
+        self.required = frozenset(spec.name for spec in model.inputs if not spec.optional)
+        # Where nothing but the batch dimension is free, all requests are of one group.
+        self.uniform = all(not spec.optional and -1 not in spec.shape[1:] for spec in model.inputs)
+
+
+def tensors_from(request: pb.InferRequest, schema: Schema) -> Tensors:
+    """The inputs of `request`.
+
+    Raises:
+        InvalidRequest: They do not fit the schema or themselves; every fault is named.
+    """
+    raws = request.raw_input_contents
+    inputs: dict[str, NDArray] = {}
+    if raws and len(raws) == len(request.inputs):
+        for tensor, raw in zip(request.inputs, raws, strict=True):
+            spec = schema.by_name.get(tensor.name)
+            shape = tuple(tensor.shape)
+            if spec is None or spec.datatype != tensor.datatype or not _fits(shape, spec.shape):
+                break
+            if tensor.HasField("contents"):
+                break
+            try:
+                array = from_raw(spec.datatype, shape, raw)
+            except BadTensor:
+                break
+            inputs[tensor.name] = array
+    if len(inputs) != len(request.inputs) or not schema.required <= inputs.keys():
+        inputs = _with_care(request, schema)
+    _check_finite(request, schema, inputs)
+    return _measured(schema, inputs)
+
+
+def wanted_outputs(request: pb.InferRequest, schema: Schema) -> Sequence[TensorSpec]:
+    """The outputs to answer, in the order asked.
+
+    Raises:
+        InvalidRequest: The model has no such output, or one is asked for twice.
+    """
+    if not request.outputs:
+        return tuple(schema.outputs.values())
+    faults = []
+    wanted: dict[str, TensorSpec] = {}
+    for index, output in enumerate(request.outputs):
+        spec = schema.outputs.get(output.name)
+        if spec is None:
+            known = ", ".join(sorted(schema.outputs))
+            faults.append(Fault(f"outputs[{index}].name", f"output '{output.name}' is not one of the model's: {known}"))
+        elif output.name in wanted:
+            faults.append(Fault(f"outputs[{index}].name", f"output '{output.name}' is asked for twice"))
+        else:
+            wanted[output.name] = spec
+    if faults:
+        raise InvalidRequest.of(faults)
+    return tuple(wanted.values())
+
+
+def fill_response(
+    response: pb.InferResponse, wanted: Sequence[TensorSpec], outputs: Mapping[str, NDArray], *, raw: bool
+) -> None:
+    """Put `outputs` into `response`, raw or typed. FP16 and BF16 have no typed form and make it raw."""
+    if not raw and any(spec.datatype not in CONTENTS for spec in wanted):
+        raw = True
+    for spec in wanted:
+        array = outputs[spec.name]
+        tensor = response.outputs.add(name=spec.name, datatype=spec.datatype, shape=array.shape)
+        if raw:
+            response.raw_output_contents.append(to_raw(array))
+        else:
+            field: Any = getattr(tensor.contents, CONTENTS[spec.datatype])
+            field.extend(_typed_elements(spec, array))
+
+
+def is_raw(request: pb.InferRequest) -> bool:
+    """Whether the caller wants raw answers: those who send raw do."""
+    return len(request.raw_input_contents) > 0
+
+
+def _typed_elements(spec: TensorSpec, array: NDArray) -> Sequence[object]:
+    elements = array.ravel().tolist()
+    if spec.datatype == "BYTES":
+        return [element.encode() if isinstance(element, str) else bytes(element) for element in elements]
+    return list(elements)
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    if shape == wanted:
+        return True
+    return len(shape) == len(wanted) and all(
+        want == have or (want == -1 and have >= 0) for want, have in zip(wanted, shape, strict=True)
+    )
+
+
+def _with_care(request: pb.InferRequest, schema: Schema) -> dict[str, NDArray]:
+    """The inputs, typed or raw, or every fault of them."""
+    raws = request.raw_input_contents
+    faults = []
+    metas = []
+    if raws and len(raws) != len(request.inputs):
+        text = f"{len(raws)} entries for {len(request.inputs)} inputs: raw and typed contents do not mix"
+        faults.append(Fault("raw_input_contents", text))
+    for index, tensor in enumerate(request.inputs):
+        if raws and tensor.HasField("contents"):
+            text = f"input '{tensor.name}' has typed contents beside raw_input_contents"
+            faults.append(Fault(f"inputs[{index}].contents", text))
+        raw_bytes = len(raws[index]) if index < len(raws) else None
+        field = CONTENTS.get(tensor.datatype)
+        typed = None if raws else (len(getattr(tensor.contents, field)) if field else 0)
+        metas.append(TensorMeta(tensor.name, tensor.datatype, tuple(tensor.shape), raw_bytes, typed))
+    faults += schema_faults(metas, schema.inputs)
+    if faults:
+        raise InvalidRequest.of(faults)
+    inputs: dict[str, NDArray] = {}
+    for index, (tensor, meta) in enumerate(zip(request.inputs, metas, strict=True)):
+        try:
+            if raws:
+                inputs[tensor.name] = from_raw(meta.datatype, meta.shape, raws[index])
+            else:
+                inputs[tensor.name] = _from_typed(tensor.contents, meta)
+        except BadTensor as error:
+            faults.append(Fault(f"inputs[{index}]", f"input '{tensor.name}': {error}"))
+    if faults:
+        raise InvalidRequest.of(faults)
+    return inputs
+
+
+def _from_typed(contents: pb.InferTensorContents, meta: TensorMeta) -> NDArray:
+    elements = getattr(contents, CONTENTS[meta.datatype])
+    dtype = NUMPY[meta.datatype]
+    if meta.datatype == "BYTES":
+        array: NDArray = np.empty(len(elements), dtype)
+        array[:] = list(elements)
+        return array.reshape(meta.shape)
+    try:
+        return np.array(elements, dtype).reshape(meta.shape)
+    except OverflowError as error:
+        raise BadTensor(f"an element does not fit {meta.datatype}") from error
+
+
+def _check_finite(request: pb.InferRequest, schema: Schema, inputs: Mapping[str, NDArray]) -> None:
+    faults = []
+    for index, tensor in enumerate(request.inputs):
+        spec = schema.by_name[tensor.name]
+        if spec.datatype in FLOATS and not spec.allow_non_finite and not all_finite(spec.datatype, inputs[spec.name]):
+            text = f"input '{spec.name}' holds NaN or an infinity, and the model does not take them"
+            faults.append(Fault(f"inputs[{index}]", text))
+    if faults:
+        raise InvalidRequest.of(faults)
+
+
+def _measured(schema: Schema, inputs: dict[str, NDArray]) -> Tensors:
+    elements = 0
+    payload_bytes = 0
+    for array in inputs.values():
+        elements += array.size
+        payload_bytes += array.nbytes if array.dtype.kind != "O" else 64 * array.size + sum(map(len, array.ravel()))
+    if not schema.batches:
+        return Tensors(inputs, 1, elements, (), payload_bytes)
+    rows = _rows(schema, inputs)
+    group: Hashable = ()
+    if not schema.uniform:
+        group = tuple((name, array.shape[1:]) for name, array in sorted(inputs.items()))
+    return Tensors(inputs, rows, elements // rows, group, payload_bytes)
+
+
+def _rows(schema: Schema, inputs: Mapping[str, NDArray]) -> int:
+    sizes = {name: array.shape[0] if array.ndim else 0 for name, array in inputs.items()}
+    rows = next(iter(sizes.values()), 0)
+    if any(size != rows for size in sizes.values()):
+        said = ", ".join(f"'{name}' {size}" for name, size in sorted(sizes.items()))
+        raise InvalidRequest.of([Fault("inputs", f"the batch dimensions differ: {said}")])
+    if rows < 1:
+        raise InvalidRequest.of([Fault("inputs", "the batch dimension, the first one, must be at least 1")])
+    if rows > schema.max_batch_size:
+        text = f"{rows} rows are more than the version's largest batch, {schema.max_batch_size}"
+        raise InvalidRequest.of([Fault("inputs", text)])
+    return rows
