@@ -104,7 +104,7 @@ class LoadReporter:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._ended.wait(), FAREWELL_S)
 
-    async def _report(self, stub: registry_pb2_grpc.RegistryServiceAsyncStub) -> None:
+    async def _report(self, stub: "registry_pb2_grpc.RegistryServiceAsyncStub") -> None:
         stream = stub.RegisterHost(timeout=LONGEST_S)
         self._heard_s = self._clock.now_s()
         listening = asyncio.create_task(self._listen(stream))
