@@ -101,7 +101,7 @@ class SpanExport:
 
     def add(self, span: FinishedSpan) -> None:
         """Queue a span; never blocks. A full queue loses its oldest."""
-        start_ns = int(span.start_wall_s * 1e9)
+        start_ns = _nanoseconds(span.start_wall_s)
         self._exporter.queued()
         # The SDK's tracer would choose the ids and costs several times as much; the pinned SDK's span record
         # is filled in directly, and a test with a real collector holds us to it.
@@ -116,7 +116,7 @@ class SpanExport:
                 kind=_KINDS[span.kind],
                 status=_UNSET if span.failure is None else Status(StatusCode.ERROR, span.failure),
                 start_time=start_ns,
-                end_time=max(start_ns, int(span.end_wall_s * 1e9)),
+                end_time=max(start_ns, _nanoseconds(span.end_wall_s)),
                 instrumentation_scope=_SCOPE,
             )
         )
@@ -212,3 +212,8 @@ def _span_context(context: TraceContext, *, remote: bool = False) -> SpanContext
         trace_flags=_SAMPLED,
         trace_state=TraceState.from_header([context.tracestate]) if context.tracestate else None,
     )
+
+
+def _nanoseconds(wall_s: float) -> int:
+    """Whole seconds apart from the rest: their product with 10**9 has no float of its own."""
+    return int(wall_s) * 1_000_000_000 + round(wall_s % 1.0 * 1e9)
