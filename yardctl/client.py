@@ -109,14 +109,14 @@ async def registry(address: str) -> AsyncIterator[RegistryClient]:
 
 
 @asynccontextmanager
-async def resource_manager(address: str) -> AsyncIterator[resource_pb2_grpc.ResourceManagerServiceAsyncStub]:
+async def resource_manager(address: str) -> "AsyncIterator[resource_pb2_grpc.ResourceManagerServiceAsyncStub]":
     """The resource manager at an address."""
     async with channels.open_channel(address) as channel:
         yield resource_pb2_grpc.ResourceManagerServiceStub(channel)
 
 
 @asynccontextmanager
-async def router(address: str) -> AsyncIterator[inference_pb2_grpc.InferenceServiceAsyncStub]:
+async def router(address: str) -> "AsyncIterator[inference_pb2_grpc.InferenceServiceAsyncStub]":
     """The router at an address."""
     async with channels.open_channel(address) as channel:
         yield inference_pb2_grpc.InferenceServiceStub(channel)

@@ -1,0 +1,18 @@
+"""The yardctl command: its groups put together."""
+
+import typer
+
+from yardctl import infer_commands, mesh_commands, registry_commands
+
+app = typer.Typer(
+    name="yardctl",
+    help="Run a modelyard mesh, say what it should be, and call it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+mesh_commands.add_to(app)
+registry_commands.add_to(app)
+infer_commands.add_to(app)
