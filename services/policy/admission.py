@@ -1,0 +1,99 @@
+"""May a call enter: how long it may take, and whether it can be answered in that time.
+
+What cannot is refused at once, before it costs anything, with the time after which it may fit.
+"""
+
+import enum
+from dataclasses import dataclass
+
+BELIEVED_S = 10.0
+"""A batch time that no result has confirmed for this long refuses nobody: the call is let in and measures
+it anew. Without it, one slow start could shut out every later caller with a tight deadline for good."""
+
+LEAST_RETRY_S = 0.010
+"""Shortest pause asked of a refused caller."""
+
+
+class DeadlineSource(enum.Enum):
+    """Where the applied deadline came from; names are those of the contract."""
+
+    CALLER = "CALLER"
+    ROUTE_DEFAULT = "ROUTE_DEFAULT"
+    ROUTE_MAXIMUM = "ROUTE_MAXIMUM"
+    TIMEOUT_PARAMETER = "TIMEOUT_PARAMETER"
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """The time a call may take."""
+
+    duration_s: float
+    source: DeadlineSource
+
+
+def allowance(*, caller_s: float | None, parameter_s: float | None, default_s: float, longest_s: float) -> Allowance:
+    """The time a call may take: the least of what it asks for itself, else the default; never over the longest.
+
+    Args:
+        caller_s: What is left of the caller's deadline; None if it set none.
+        parameter_s: The request parameter `timeout`; None if there is none.
+        default_s: The route's default.
+        longest_s: The route's maximum.
+    """
+    if parameter_s is not None and (caller_s is None or parameter_s < caller_s):
+        asked_s, source = parameter_s, DeadlineSource.TIMEOUT_PARAMETER
+    elif caller_s is not None:
+        asked_s, source = caller_s, DeadlineSource.CALLER
+    else:
+        asked_s, source = default_s, DeadlineSource.ROUTE_DEFAULT
+    if asked_s > longest_s:
+        return Allowance(longest_s, DeadlineSource.ROUTE_MAXIMUM)
+    return Allowance(asked_s, source)
+
+
+class RejectReason(enum.Enum):
+    """Why a call is not let in."""
+
+    NEVER_IN_TIME = "NEVER_IN_TIME"
+    """Not even an idle host would make it."""
+    QUEUE_TOO_LONG = "QUEUE_TOO_LONG"
+    """A host would make it, were it not for what waits there already."""
+    ROUTER_FULL = "ROUTER_FULL"
+    """This router has as many calls as it can hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """Let it in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Keep it out."""
+
+    reason: RejectReason
+    retry_after_s: float
+
+
+ADMIT = Admit()
+
+
+def admit_to_host(*, predicted_s: float, idle_s: float, remaining_s: float, measured_ago_s: float) -> Admit | Reject:
+    """Whether a call can be answered on the host chosen for it.
+
+    Args:
+        predicted_s: Seconds to the answer there.
+        idle_s: The same, if the host had nothing else to do.
+        remaining_s: Seconds the call may still take.
+        measured_ago_s: Age of the batch time behind both; infinite if it is only declared.
+    """
+    if predicted_s <= remaining_s or measured_ago_s > BELIEVED_S:
+        return ADMIT
+    if idle_s > remaining_s:
+        return Reject(RejectReason.NEVER_IN_TIME, LEAST_RETRY_S)
+    return Reject(RejectReason.QUEUE_TOO_LONG, max(LEAST_RETRY_S, predicted_s - remaining_s))
+
+
+def admit_to_router(*, in_flight: int, most: int) -> Admit | Reject:
+    """Whether the router can hold one more call."""
+    return ADMIT if in_flight < most else Reject(RejectReason.ROUTER_FULL, 10 * LEAST_RETRY_S)

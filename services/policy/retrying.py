@@ -1,0 +1,145 @@
+"""Whether a failed call is tried again, and where. Nothing else in the mesh retries.
+
+Retries cost a budget per route, so that an outage is not met with a multiple of the load. One kind
+is free: a call that was on a host in good standing when that host went away. A host goes away
+once, with the calls it had, so those retries are bounded by what was in flight; every later call
+to it pays. So the loss of a host costs no caller an error, however little traffic there was to
+fill the budget, while at the failure of everything attempts stay near one per call.
+"""
+
+import enum
+from dataclasses import dataclass
+
+from services.domain.errors import (
+    Draining,
+    HostUnavailable,
+    Internal,
+    ModelFailed,
+    ModelNotReady,
+    Overloaded,
+    YardError,
+)
+
+BUDGET_SHARE = 0.1
+"""Retries that each first attempt pays for: the usual tenth."""
+
+BUDGET_BURST = 20.0
+"""Retries that may come at once, and that a quiet route starts with."""
+
+BUDGET_FLOOR_PER_S = 1.0
+"""Retries per second that even a route with next to no traffic may make: a tenth of nothing would leave its
+one caller without any."""
+
+BACKOFF_FIRST_S = 0.025
+BACKOFF_LONGEST_S = 1.0
+
+
+class Fate(enum.Enum):
+    """What is known of a failed attempt."""
+
+    NEVER_RAN = "NEVER_RAN"
+    """The host refused it before doing anything: it may be sent again whatever it does."""
+    MAY_HAVE_RUN = "MAY_HAVE_RUN"
+    """It may be sent again only if doing it twice is as good as once."""
+    FINAL = "FINAL"
+    """Every host would say the same, or there is no time left."""
+
+
+def fate_of(error: YardError) -> Fate:
+    """What a host's error says of the attempt.
+
+    An overload without pushback is final: the host gave no hint that anything would help.
+    """
+    if isinstance(error, ModelNotReady | Draining):
+        return Fate.NEVER_RAN
+    if isinstance(error, HostUnavailable | ModelFailed | Internal):
+        return Fate.MAY_HAVE_RUN
+    if isinstance(error, Overloaded) and error.retry_after_s is not None:
+        return Fate.MAY_HAVE_RUN
+    return Fate.FINAL
+
+
+class RetryBudget:
+    """A token bucket of retries, filled by first attempts and a little by time."""
+
+    __slots__ = ("_at_s", "_tokens")
+
+    def __init__(self, now_s: float) -> None:
+        """Start full."""
+        self._tokens = BUDGET_BURST
+        self._at_s = now_s
+
+    def earn(self) -> None:
+        """Count a first attempt."""
+        self._tokens = min(BUDGET_BURST, self._tokens + BUDGET_SHARE)
+
+    def spend(self, now_s: float) -> bool:
+        """Take one retry, if there is one."""
+        self._tokens = min(BUDGET_BURST, self._tokens + BUDGET_FLOOR_PER_S * (now_s - self._at_s))
+        self._at_s = now_s
+        if self._tokens < 1.0:
+            return False
+        self._tokens -= 1.0
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Attempted:
+    """A failed attempt, and what is left to try with."""
+
+    error: YardError
+    number: int
+    """1 for the first attempt."""
+    most: int
+    """Attempts allowed, the first included."""
+    idempotent: bool
+    lost_in_good_standing: bool
+    """The host went away, and nothing spoke against it when the call was sent."""
+    remaining_s: float
+    """Seconds until the deadline."""
+    others: bool
+    """Whether another host can take the call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Try again."""
+
+    elsewhere: bool
+    backoff_s: float
+    """Seconds to wait before; 0 when the call goes elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Answer with the error."""
+
+    reason: str
+
+
+def decide(attempted: Attempted, budget: RetryBudget, *, now_s: float, chance: float) -> Retry | GiveUp:
+    """Whether to try again.
+
+    Args:
+        attempted: The failed attempt.
+        budget: The route's; charged if the answer is yes and the retry is not free.
+        now_s: Monotonic seconds.
+        chance: A random number in [0, 1) for the full jitter of the backoff.
+    """
+    fate = fate_of(attempted.error)
+    if fate is Fate.FINAL:
+        return GiveUp("no other attempt would end better")
+    if fate is Fate.MAY_HAVE_RUN and not attempted.idempotent:
+        return GiveUp("it may have run, and is not idempotent")
+    if attempted.number >= attempted.most:
+        return GiveUp(f"{attempted.number} attempts are the most allowed")
+    backoff_s = 0.0
+    if not attempted.others:
+        backoff_s = chance * min(BACKOFF_LONGEST_S, BACKOFF_FIRST_S * 2.0 ** (attempted.number - 1))
+        if attempted.error.retry_after_s is not None:
+            backoff_s = max(backoff_s, attempted.error.retry_after_s)
+    if backoff_s >= attempted.remaining_s:
+        return GiveUp("the deadline leaves no time for another")
+    if not attempted.lost_in_good_standing and not budget.spend(now_s):
+        return GiveUp("the route's retry budget is spent")
+    return Retry(attempted.others, backoff_s)

@@ -1,0 +1,216 @@
+"""When each host would answer: a prediction from what it last reported and what was sent to it since.
+
+Owns the small local counters behind that, one set per host and one per version on a host. Which
+hosts are compared is `balancing`'s; what follows from a failure is `retrying`'s. Loads ride on
+results, so a prediction costs no call; between results it is carried on by counting.
+"""
+
+import math
+from dataclasses import dataclass
+
+from services.domain.host import ModelLoad
+
+PENALTY_S = 5.0
+"""Added to the prediction of a host that just failed, unless it asked for another time itself.
+Longer than any sound queue, so that a host that fails fast cannot look attractive."""
+
+PENALTY_DECAY_S = 10.0
+"""Time constant of a penalty. It decays by time alone: were it by success, a host that fails every
+second call would keep its share."""
+
+NEGLIGIBLE_PENALTY_S = 0.001
+"""A penalty below this is none."""
+
+NETWORK_WEIGHT = 0.1
+"""Weight of a new observation of a host's network time."""
+
+FIRST_NETWORK_S = 0.001
+"""Network time of a host that has not answered yet: two hops over loopback."""
+
+HUNG_FACTOR = 3.0
+"""A call that ran out of a time this many times the prediction is the host's failure, not the caller's haste."""
+
+
+class HostState:
+    """What this router knows of one host, whatever the version."""
+
+    __slots__ = ("failed_at_s", "host_id", "in_flight", "network_s", "penalty_s", "sequence", "suspect", "work_s")
+
+    def __init__(self, host_id: str) -> None:
+        """Know nothing yet."""
+        self.host_id = host_id
+        self.in_flight = 0
+        """Own calls that it has."""
+        self.work_s = 0.0
+        """Device time that those are predicted to take."""
+        self.network_s = FIRST_NETWORK_S
+        """Time of a call that is neither queue nor compute."""
+        self.penalty_s = 0.0
+        self.failed_at_s = 0.0
+        self.sequence = -1
+        """Of the last report; an older one that comes later is ignored."""
+        self.suspect = False
+        """True from a lost connection to the next answer."""
+
+
+class VersionState:
+    """What this router knows of one version on one host."""
+
+    __slots__ = (
+        "base_s",
+        "batch_cap",
+        "failed_at_s",
+        "host",
+        "in_flight",
+        "known_since_s",
+        "measured_at_s",
+        "penalty_s",
+        "per_item_s",
+        "queued",
+        "reported_at_s",
+        "sent_since",
+    )
+
+    def __init__(self, host: HostState, *, base_s: float, per_item_s: float, now_s: float, ramps: bool) -> None:
+        """Start from a prior.
+
+        Args:
+            host: The host it is on.
+            base_s: Batch time t(b) = base_s + per_item_s * b, until the host reports its own.
+            per_item_s: See `base_s`.
+            now_s: Monotonic seconds.
+            ramps: True for a newcomer among others, which takes its share of calls step by step.
+        """
+        self.host = host
+        self.base_s = base_s
+        self.per_item_s = per_item_s
+        self.known_since_s = now_s if ramps else -math.inf
+        self.in_flight = 0
+        self.sent_since = 0
+        self.queued = 0
+        self.reported_at_s = now_s
+        self.measured_at_s = -math.inf
+        self.batch_cap = 1
+        self.penalty_s = 0.0
+        self.failed_at_s = 0.0
+
+    def batch_s(self, size: int) -> float:
+        """Predicted time of a batch of `size`."""
+        return self.base_s + self.per_item_s * size
+
+
+@dataclass(frozen=True, slots=True)
+class HostScore:
+    """One host as it was compared."""
+
+    host_id: str
+    zone: str
+    predicted_s: float
+    backlog: int
+    penalty_s: float
+
+
+def backlog(state: VersionState, now_s: float, *, routers: int) -> int:
+    """Calls of the version believed to be queued or running on the host.
+
+    What was reported and what was sent since (by other routers as much as by this one), less what
+    the host has worked off in the meantime; never less than the own calls it has.
+    """
+    ahead = state.queued + state.sent_since * routers
+    if ahead <= state.in_flight:
+        return state.in_flight
+    batches = int((now_s - state.reported_at_s) / state.batch_s(state.batch_cap))
+    return max(state.in_flight, ahead - batches * state.batch_cap)
+
+
+def completion_s(state: VersionState, now_s: float, *, routers: int) -> float:
+    """Seconds until the host would answer one more call of the version.
+
+    Whole batches of what is ahead, the last batch with the call in it, what the device has to
+    do for other versions, and the network.
+    """
+    count = backlog(state, now_s, routers=routers)
+    full, rest = divmod(count + 1, state.batch_cap)
+    compute_s = full * state.batch_s(state.batch_cap)
+    if rest:
+        compute_s += state.batch_s(rest)
+    host = state.host
+    others = host.in_flight - state.in_flight
+    if others > 0:
+        compute_s += max(0.0, host.work_s - state.in_flight * state.batch_s(1))
+    return compute_s + host.network_s
+
+
+def idle_s(state: VersionState) -> float:
+    """Seconds until the host would answer if it had nothing else to do."""
+    return state.batch_s(1) + state.host.network_s
+
+
+def penalty_s(state: VersionState, now_s: float) -> float:
+    """What recent failures add to the prediction: those of the host or of the version there, whichever is more."""
+    host = state.host
+    worst = 0.0
+    if host.penalty_s:
+        worst = host.penalty_s * math.exp((host.failed_at_s - now_s) / PENALTY_DECAY_S)
+        if worst < NEGLIGIBLE_PENALTY_S:
+            host.penalty_s = 0.0
+    if state.penalty_s:
+        own = state.penalty_s * math.exp((state.failed_at_s - now_s) / PENALTY_DECAY_S)
+        if own < NEGLIGIBLE_PENALTY_S:
+            state.penalty_s = 0.0
+        worst = max(worst, own)
+    return worst if worst >= NEGLIGIBLE_PENALTY_S else 0.0
+
+
+def sent(state: VersionState) -> float:
+    """Count a call as sent.
+
+    Returns:
+        The device time it was counted with, which `ended` takes back.
+    """
+    work_s = state.batch_s(1)
+    state.in_flight += 1
+    state.sent_since += 1
+    state.host.in_flight += 1
+    state.host.work_s += work_s
+    return work_s
+
+
+def ended(state: VersionState, work_s: float) -> None:
+    """Count a call as ended, however it did."""
+    host = state.host
+    state.in_flight -= 1
+    host.in_flight -= 1
+    # An idle host has no work: what rounding left over must not grow over millions of calls.
+    host.work_s = host.work_s - work_s if host.in_flight else 0.0
+
+
+def reported(state: VersionState, load: ModelLoad, now_s: float) -> None:
+    """Take over what the host says of the version."""
+    state.queued = load.queued + load.running
+    state.sent_since = 0
+    state.reported_at_s = now_s
+    state.batch_cap = max(1, load.batch_cap)
+    if load.base_s + load.per_item_s > 0.0:
+        state.base_s = load.base_s
+        state.per_item_s = load.per_item_s
+        state.measured_at_s = now_s
+
+
+def answered(state: VersionState, network_s: float) -> None:
+    """Learn from an answer: the host lives, and this is what the way there and back took."""
+    host = state.host
+    host.suspect = False
+    host.network_s += NETWORK_WEIGHT * (max(0.0, network_s) - host.network_s)
+
+
+def punish_host(state: VersionState, now_s: float, *, pushback_s: float | None = None) -> None:
+    """Count a failure against the host, for every version on it."""
+    state.host.penalty_s = PENALTY_S if pushback_s is None else pushback_s
+    state.host.failed_at_s = now_s
+
+
+def punish_version(state: VersionState, now_s: float, *, pushback_s: float | None = None) -> None:
+    """Count a failure against the version on this host alone."""
+    state.penalty_s = PENALTY_S if pushback_s is None else pushback_s
+    state.failed_at_s = now_s

@@ -1,0 +1,106 @@
+"""Wires one router."""
+
+import asyncio
+from importlib.metadata import PackageNotFoundError, version
+from typing import cast
+
+from google.protobuf.message import Message
+
+from modelyard.inference.v1 import inference_pb2
+from modelyard.openinference.v2 import grpc_service_pb2
+from services.chassis import instruments
+from services.chassis.channels import open_channel
+from services.chassis.process import Process
+from services.chassis.server import DeadlineRule, Server
+from services.chassis.telemetry import Telemetry
+from services.domain.clock import SystemClock
+from services.domain.rng import KeyedRng
+from services.router import v2_pool
+from services.router.catalog import Catalog
+from services.router.config import Config
+from services.router.feedback import Feedback
+from services.router.frames import Received
+from services.router.host_client import HostClient
+from services.router.pipeline import Limits, Pipeline
+from services.router.planning import Fleet
+from services.router.servicer import Calls, InferenceServicer, request_ids
+from services.router.snapshot import Snapshot
+from services.router.v2_servicer import GRPCInferenceServicer
+
+SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
+V2_SERVICE = grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+
+# A class that keeps the bytes stands in for the message class; the server asks for no more than FromString.
+_DECODES = cast("type[Message]", Received)
+
+
+async def start(config: Config, process: Process) -> None:
+    """Begin to follow the registry and to serve."""
+    clock = SystemClock()
+    telemetry = Telemetry(
+        service="router",
+        instance=config.name,
+        otlp_endpoint=config.otlp_endpoint,
+        sample_ratio=config.trace_ratio,
+    )
+    process.on_stop("telemetry", telemetry.shutdown)
+    stop_metrics = instruments.serve_metrics(config.metrics_port)
+    process.on_stop("metrics", lambda: asyncio.to_thread(stop_metrics))
+
+    registry = open_channel(config.registry)
+    process.on_stop("registry channel", registry.close)
+    server = Server(address=config.address, telemetry=telemetry, insecure=config.insecure)
+
+    def changed(snapshot: Snapshot) -> None:
+        hosts.keep(snapshot.hosts.values())
+        _set_serving(server, not server.draining)
+
+    catalog = Catalog(registry=registry, path=config.snapshot, clock=clock, changed=changed)
+    hosts = HostClient(telemetry=telemetry, on_lost=catalog.lost)
+    process.on_stop("host channels", hosts.close)
+    instruments.ROUTER_SNAPSHOT_AGE.set_function(catalog.silent_s)
+    process.on_stop("snapshot on disk", catalog.save)
+    pipeline = Pipeline(
+        catalog=catalog,
+        hosts=hosts,
+        feedback=Feedback(telemetry=telemetry, clock=clock),
+        clock=clock,
+        rng=KeyedRng(config.seed),
+        fleet=Fleet(routers=config.routers, zone=config.zone, zone_way_s=config.zone_way_s),
+        limits=Limits(most_in_flight=config.max_in_flight, reserve_s=config.reserve_s),
+    )
+    calls = Calls(pipeline=pipeline, ids=request_ids())
+    server.add(
+        SERVICE,
+        InferenceServicer(calls=calls, pipeline=pipeline),
+        deadline=DeadlineRule.OPTIONAL,
+        messages={"modelyard.inference.v1.InferRequest": _DECODES},
+    )
+    server.add(
+        V2_SERVICE,
+        GRPCInferenceServicer(calls=calls, snapshot=catalog.snapshot, hosts=hosts, version=_own_version()),
+        deadline=DeadlineRule.OPTIONAL,
+        name=v2_pool.SERVICE,
+        messages={"modelyard.openinference.v2.ModelInferRequest": _DECODES},
+        reflection_pool=v2_pool.build(),
+    )
+    _set_serving(server, False)
+    await catalog.start()
+    process.spawn("registry watch", catalog.follow())
+    process.spawn("housekeeping", catalog.housekeep())
+    await server.start()
+    process.on_stop("server", server.drain)
+    _set_serving(server, catalog.snapshot() is not None)
+
+
+def _set_serving(server: Server, serving: bool) -> None:
+    """Health says SERVING from the first snapshot on, whether from the registry or from disk."""
+    for name in (SERVICE.full_name, v2_pool.SERVICE, ""):
+        server.set_serving(name, serving)
+
+
+def _own_version() -> str:
+    try:
+        return version("modelyard")
+    except PackageNotFoundError:
+        return "unknown"

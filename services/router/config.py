@@ -1,0 +1,65 @@
+"""Settings of the router."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Routes inference calls to model hosts."""
+
+    registry: str = "127.0.0.1:7601"
+    """HOST:PORT of the registry."""
+    snapshot: Path | None = Path(".modelyard/snapshots/router.binpb")
+    """File with the last snapshot, to start from while the registry is away. Empty keeps none. Routers on
+    one machine need a file each."""
+    address: str = "127.0.0.1:7600"
+    """HOST:PORT to serve on."""
+    insecure: bool = False
+    """Allow an address that other machines reach, although nothing is encrypted or authenticated."""
+    metrics_port: int = 8600
+    """Port that metrics are read from over HTTP; 0 serves none."""
+    seed: int = 0
+    """Keys the chance in decisions, 0 to 2^64 - 1: the same seed, id and trace draw the same hosts."""
+    routers: int = 1
+    """Routers that send to the same hosts, this one included: what the others send is guessed to be as much."""
+    zone: str = ""
+    """Zone this router stands in; hosts of other zones count as further away. Empty: all are equally near."""
+    zone_way_s: float = 0.002
+    """Seconds that the way to another zone and back adds; two milliseconds are usual inside a region."""
+    reserve_s: float = 0.005
+    """Seconds kept back from each deadline to carry the answer home, at most a tenth of it. Covers the
+    99.9th percentile of one hop inside a zone."""
+    max_in_flight: int = 4096
+    """Calls held at once; more are refused. With small tensors a call takes about 50 KB."""
+    otlp_endpoint: str | None = None
+    """HOST:PORT of an OTLP collector. Empty sends no traces."""
+    trace_ratio: float = 0.01
+    """Share of traces recorded, in [0, 1], of those that begin here."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level of log lines."""
+    instance: str | None = None
+    """Name among its replicas. Default: router@ADDRESS."""
+
+    @property
+    def name(self) -> str:
+        """Its name among its replicas."""
+        return self.instance or f"router@{self.address}"
+
+    def faults(self) -> list[str]:
+        """What is wrong with the values."""
+        found = []
+        if not 0 <= self.seed < 2**64:
+            found.append(f"seed: {self.seed} must be in 0 to 2^64 - 1")
+        if not 0.0 <= self.trace_ratio <= 1.0:
+            found.append(f"trace_ratio: {self.trace_ratio} must be in [0, 1]")
+        if not 0 <= self.metrics_port <= 65535:
+            found.append(f"metrics_port: {self.metrics_port} must be in 0 to 65535")
+        for name, number in (("routers", self.routers), ("max_in_flight", self.max_in_flight)):
+            if number < 1:
+                found.append(f"{name}: {number} must be 1 or more")
+        for name, seconds in (("zone_way_s", self.zone_way_s), ("reserve_s", self.reserve_s)):
+            if not 0.0 <= seconds < 60.0:
+                found.append(f"{name}: {seconds} must be in 0 to 60")
+        return found

@@ -1,0 +1,81 @@
+"""Tells metrics and traces how calls went. Log lines are for what an operator must know; a call is not."""
+
+from prometheus_client import Counter, Histogram
+
+from services.chassis import instruments
+from services.chassis.errors import status_of
+from services.chassis.telemetry import Telemetry, current
+from services.domain.clock import Clock
+from services.domain.errors import YardError
+from services.router.decision import Attempt, Decision
+from services.router.wire import attempt_status
+
+UNKNOWN = "(unknown)"
+"""Label of calls whose name leads nowhere: what callers invent becomes no label."""
+
+
+class Feedback:
+    """Metrics and spans of calls; keeps the children of metrics, since looking them up costs more than counting."""
+
+    def __init__(self, *, telemetry: Telemetry, clock: Clock) -> None:
+        """Send spans to `telemetry`."""
+        self._telemetry = telemetry
+        self._clock = clock
+        self._requests: dict[tuple[str, str, str, str], Counter] = {}
+        self._durations: dict[str, Histogram] = {}
+        self._attempts: dict[tuple[str, str], Counter] = {}
+
+    def chosen(self, decision: Decision, duration_s: float) -> None:
+        """The first decision of a call was made."""
+        instruments.ROUTER_DECISION_SECONDS.observe(duration_s)
+        context = current()
+        if context is not None and context.sampled:
+            end_s = self._clock.wall_s()
+            self._telemetry.record(
+                "choose",
+                parent=context,
+                start_wall_s=end_s - duration_s,
+                end_wall_s=end_s,
+                attributes={"route": decision.route, "strategy": decision.strategy},
+            )
+
+    def attempted(self, attempt: Attempt) -> None:
+        """An attempt ended."""
+        key = (attempt.host_id, attempt_status(attempt))
+        child = self._attempts.get(key)
+        if child is None:
+            child = self._attempts[key] = instruments.ROUTER_ATTEMPTS.labels(*key)
+        child.inc()
+
+    def answered(self, decision: Decision) -> None:
+        """The call was answered."""
+        self._count(decision, "OK")
+        if decision.stages.total_s is not None:
+            self._observe(decision.route, decision.stages.total_s)
+
+    def cancelled(self, decision: Decision | None) -> None:
+        """The caller went away, or its deadline passed."""
+        self._count(decision, "CANCELLED")
+
+    def failed(self, decision: Decision | None, error: YardError, duration_s: float) -> None:
+        """The call failed."""
+        self._count(decision, status_of(error).name)
+        self._observe(UNKNOWN if decision is None else decision.route, duration_s)
+
+    def _count(self, decision: Decision | None, outcome: str) -> None:
+        if decision is None:
+            key = (UNKNOWN, "", "", outcome)
+        elif decision.version is None:
+            key = (decision.route, "", "", outcome)
+        else:
+            key = (decision.route, decision.version.metadata.name, decision.version.version, outcome)
+        child = self._requests.get(key)
+        if child is None:
+            child = self._requests[key] = instruments.ROUTER_REQUESTS.labels(*key)
+        child.inc()
+
+    def _observe(self, route: str, duration_s: float) -> None:
+        child = self._durations.get(route)
+        if child is None:
+            child = self._durations[route] = instruments.ROUTER_REQUEST_DURATION.labels(route)
+        child.observe(duration_s)

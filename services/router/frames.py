@@ -1,0 +1,177 @@
+"""Messages as bytes: tensors pass through the router without being parsed or encoded again.
+
+Copying the tensors of a photo costs as much as all of the router's decisions. So a large request
+is parsed without them, its bytes are framed for the host as they came, and the host's answer
+is cut out of its frame and sent on as it is. What protobuf's wire format allows but no encoder
+writes takes the plain way through the parser.
+"""
+
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+
+from modelyard.host.v1 import host_pb2
+from modelyard.inference.v1 import inference_pb2 as pb
+from services.chassis.codec import key_to
+from services.domain.model import ModelKey
+
+SMALL_BYTES = 16 * 1024
+"""A request up to this size is parsed whole: that is quicker than looking for its tensors."""
+
+_RAW_CONTENTS = pb.InferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
+_REQUEST_TAG = b"\x12"  # ExecuteRequest.request = 2
+_RESPONSE_TAG = 0x0A  # ExecuteResponse.response = 1
+_ID_TAG = b"\x1a"  # InferRequest.id = 3
+_DECISION_TAG = b"\xa2\x06"  # InferResponse.decision = 100
+_STREAMED_TAG = b"\x12"  # ModelStreamInferResponse.infer_response = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A request as it came."""
+
+    raw: bytes
+    message: pb.InferRequest
+    """The request, possibly without `raw_input_contents`."""
+    raw_lengths: tuple[int, ...]
+    """Bytes of each entry of `raw_input_contents`."""
+
+    @classmethod
+    def FromString(cls, raw: bytes) -> "Received":
+        """Decode a request.
+
+        Raises:
+            DecodeError: The bytes are no request.
+        """
+        if len(raw) > SMALL_BYTES and (parts := _without_tensors(raw)) is not None:
+            head, lengths = parts
+            return cls(raw, pb.InferRequest.FromString(head), lengths)
+        message = pb.InferRequest.FromString(raw)
+        return cls(raw, message, tuple(map(len, message.raw_input_contents)))
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An answer in pieces that are already encoded."""
+
+    parts: tuple[bytes, ...]
+
+    def SerializeToString(self) -> bytes:
+        """The bytes."""
+        return self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """What goes to the host: the caller's bytes, and an id if the caller gave none."""
+
+    raw: bytes
+    made_up_id: str = ""
+
+
+def key_prefix(key: ModelKey) -> bytes:
+    """The first field of every ExecuteRequest for `key`."""
+    return host_pb2.ExecuteRequest(key=key_to(key)).SerializeToString()
+
+
+def execute_request(prefix: bytes, payload: Payload) -> bytes:
+    """An ExecuteRequest; `prefix` is from `key_prefix`."""
+    if not payload.made_up_id:
+        return b"".join((prefix, _REQUEST_TAG, _varint(len(payload.raw)), payload.raw))
+    # Of a field that is there twice the last one counts.
+    made_up = payload.made_up_id.encode()
+    suffix = _ID_TAG + _varint(len(made_up)) + made_up
+    return b"".join((prefix, _REQUEST_TAG, _varint(len(payload.raw) + len(suffix)), payload.raw, suffix))
+
+
+def open_response(raw: bytes) -> tuple[bytes, host_pb2.ExecuteResponse]:
+    """An ExecuteResponse taken apart.
+
+    Returns:
+        The InferResponse in it, still encoded, and the rest.
+
+    Raises:
+        DecodeError: The bytes are no ExecuteResponse.
+    """
+    if raw and raw[0] == _RESPONSE_TAG:
+        length, start = _read_varint(raw, 1)
+        end = start + length
+        if end <= len(raw):
+            rest = host_pb2.ExecuteResponse.FromString(raw[end:])
+            if not rest.HasField("response"):
+                return raw[start:end], rest
+    whole = host_pb2.ExecuteResponse.FromString(raw)
+    return whole.response.SerializeToString(), whole
+
+
+def with_decision(response: bytes, decision: pb.Decision) -> Encoded:
+    """An InferResponse with its Decision."""
+    encoded = decision.SerializeToString()
+    return Encoded((response, _DECISION_TAG, _varint(len(encoded)), encoded))
+
+
+def streamed(response: Encoded) -> Encoded:
+    """A ModelStreamInferResponse that holds the answer."""
+    length = sum(map(len, response.parts))
+    return Encoded((_STREAMED_TAG, _varint(length), *response.parts))
+
+
+def _without_tensors(raw: bytes) -> tuple[bytes, tuple[int, ...]] | None:
+    """The request without `raw_input_contents`, and their lengths; None for bytes that only a parser should judge."""
+    kept: list[bytes] = []
+    lengths: list[int] = []
+    copied, at, end = 0, 0, len(raw)
+    try:
+        while at < end:
+            field_at = at
+            tag, at = _read_varint(raw, at)
+            match tag & 7:
+                case 2:
+                    length, at = _read_varint(raw, at)
+                    at += length
+                    if tag >> 3 == _RAW_CONTENTS:
+                        kept.append(raw[copied:field_at])
+                        lengths.append(length)
+                        copied = at
+                case 0:
+                    _, at = _read_varint(raw, at)
+                case 1:
+                    at += 8
+                case 5:
+                    at += 4
+                case _:
+                    return None
+    except DecodeError:
+        return None
+    if at != end:
+        return None
+    kept.append(raw[copied:])
+    return b"".join(kept), tuple(lengths)
+
+
+def _read_varint(raw: bytes, at: int) -> tuple[int, int]:
+    """A varint, and where it ends."""
+    value = shift = 0
+    try:
+        while True:
+            byte = raw[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value, at
+            shift += 7
+            if shift > 63:
+                raise DecodeError("a varint is longer than 10 bytes")
+    except IndexError:
+        raise DecodeError("a varint is cut off") from None
+
+
+def _varint(value: int) -> bytes:
+    if value < 0x80:
+        return bytes((value,))
+    digits = bytearray()
+    while value > 0x7F:
+        digits.append(value & 0x7F | 0x80)
+        value >>= 7
+    digits.append(value)
+    return bytes(digits)

@@ -1,0 +1,411 @@
+"""One Infer call from the router's side: the only file that knows the order of its steps.
+
+Profile and check, deadline, admission, snapshot, choose, host, attempt, retry, feedback. What each step
+decides is a policy's; this file only brings facts to them and carries out what they say.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from services.domain.clock import Clock
+from services.domain.deadline import Deadline
+from services.domain.errors import (
+    Fault,
+    HostUnavailable,
+    InvalidRequest,
+    ModelNotFound,
+    NoReadyHost,
+    Overloaded,
+    VersionNotFound,
+    YardError,
+)
+from services.domain.host import HostLoad, HostRecord
+from services.domain.model import ModelKey, schema_faults, tensor_faults
+from services.domain.request import InferCall
+from services.domain.rng import KeyedRng
+from services.policy import retrying, scoring
+from services.policy.admission import Reject, admit_to_router, allowance
+from services.router.decision import Attempt, Decision
+from services.router.host_book import HostBook, take_failure, take_report
+from services.router.planning import NO_HOST_RETRY_S, Fleet, Plan, Planner
+from services.router.snapshot import Destination, Snapshot
+
+RESERVE_SHARE = 0.1
+"""Most of a short deadline that is kept back to answer in."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostAnswer:
+    """What a host answered."""
+
+    payload: object
+    """Its message, never looked into here."""
+    queue_s: float
+    compute_s: float
+    batch_size: int
+    load: HostLoad | None
+
+
+class AttemptFailed(Exception):
+    """A host did not answer; `load` is what it said of itself all the same."""
+
+    def __init__(self, error: YardError, load: HostLoad | None) -> None:
+        """Failed for `error`."""
+        super().__init__(error.message)
+        self.error = error
+        self.load = load
+
+
+class Catalog(Protocol):
+    """Where the view of the world comes from."""
+
+    def snapshot(self) -> Snapshot | None:
+        """The current one; None before there is any."""
+        ...
+
+
+class Hosts(Protocol):
+    """The single hop."""
+
+    async def execute(self, host: HostRecord, key: ModelKey, payload: object, *, timeout_s: float) -> HostAnswer:
+        """Run a call on one host.
+
+        Raises:
+            AttemptFailed: It failed or was refused.
+        """
+        ...
+
+
+class Feedback(Protocol):
+    """Who is told how calls go."""
+
+    def chosen(self, decision: Decision, duration_s: float) -> None:
+        """The first decision of a call was made."""
+        ...
+
+    def attempted(self, attempt: Attempt) -> None:
+        """An attempt ended."""
+        ...
+
+    def answered(self, decision: Decision) -> None:
+        """The call was answered."""
+        ...
+
+    def cancelled(self, decision: Decision | None) -> None:
+        """The caller went away, or its deadline passed."""
+        ...
+
+    def failed(self, decision: Decision | None, error: YardError, duration_s: float) -> None:
+        """The call failed; without a decision, before its name was known to mean anything."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one router holds, and keeps back."""
+
+    most_in_flight: int
+    """Calls at once; more are refused."""
+    reserve_s: float
+    """Seconds of each deadline kept back to carry the answer home."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer and how it came about."""
+
+    payload: object
+    decision: Decision
+
+
+class Pipeline:
+    """Routes calls; one per router."""
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        hosts: Hosts,
+        feedback: Feedback,
+        clock: Clock,
+        rng: KeyedRng,
+        fleet: Fleet,
+        limits: Limits,
+    ) -> None:
+        """Route by `catalog`, over `hosts`."""
+        self._catalog = catalog
+        self._hosts = hosts
+        self._feedback = feedback
+        self._clock = clock
+        self._rng = rng
+        self._limits = limits
+        self._book = HostBook()
+        self._planner = Planner(self._book, fleet)
+        self._budgets: dict[str, retrying.RetryBudget] = {}
+        self._in_flight = 0
+
+    async def route(self, call: InferCall, *, remaining_s: float | None) -> Answer:
+        """Run one call.
+
+        Args:
+            call: The call.
+            remaining_s: What is left of the caller's deadline; None if it set none.
+
+        Raises:
+            YardError: It cannot be answered; says why.
+        """
+        start_s = self._clock.now_s()
+        decision: Decision | None = None
+        self._in_flight += 1
+        try:
+            admitted = admit_to_router(in_flight=self._in_flight - 1, most=self._limits.most_in_flight)
+            if isinstance(admitted, Reject):
+                raise Overloaded(
+                    f"this router has {self._limits.most_in_flight} calls, the most it holds",
+                    retry_after_s=admitted.retry_after_s,
+                )
+            snapshot, destination = self._find(call, start_s)
+            decision = _begin(call, snapshot, destination, remaining_s)
+            return await self._run(call, destination, decision, start_s)
+        except YardError as error:
+            self._feedback.failed(decision, error, self._clock.now_s() - start_s)
+            raise
+        except asyncio.CancelledError:
+            self._feedback.cancelled(decision)
+            raise
+        finally:
+            self._in_flight -= 1
+
+    def explain(self, call: InferCall, *, remaining_s: float | None) -> Decision:
+        """Decide one call and run nothing.
+
+        Returns:
+            The decision with every candidate; without a version if nothing can be chosen, and then `reason`
+            says why.
+
+        Raises:
+            YardError: The name, the version or the tensors are wrong.
+        """
+        now_s = self._clock.now_s()
+        snapshot, destination = self._find(call, now_s)
+        decision = _begin(call, snapshot, destination, remaining_s)
+        bits = self._bits(call, 1)
+        deadline_s = decision.deadline_s
+        plan = self._planner.plan(call, destination, now_s=now_s, remaining_s=deadline_s, bits=bits)
+        if isinstance(plan, Plan):
+            _take(decision, plan)
+        else:
+            decision.reason = plan.message
+        decision.candidates = self._planner.candidates(
+            call, destination, now_s=now_s, remaining_s=deadline_s, bits=bits
+        )
+        return decision
+
+    def _find(self, call: InferCall, now_s: float) -> tuple[Snapshot, Destination]:
+        """The snapshot to decide by, and what the call's name leads to in it; the call fits it."""
+        faults = [
+            fault for index, tensor in enumerate(call.inputs) for fault in tensor_faults(tensor, f"inputs[{index}]")
+        ]
+        if not call.name:
+            faults.insert(0, Fault("model_name", "must name a route or a model"))
+        if faults:
+            raise InvalidRequest.of(faults)
+        snapshot = self._turn(now_s)
+        destination = snapshot.destination(call.name)
+        if call.version:
+            destination = destination.pinned(call.version)
+        faults = _schema_faults(call, destination)
+        if faults:
+            raise InvalidRequest.of(faults)
+        return snapshot, destination
+
+    def _turn(self, now_s: float) -> Snapshot:
+        snapshot = self._catalog.snapshot()
+        if snapshot is None:
+            raise NoReadyHost("this router has not heard from the registry yet", retry_after_s=NO_HOST_RETRY_S)
+        self._book.turn_to(snapshot, now_s)
+        return snapshot
+
+    async def _run(self, call: InferCall, destination: Destination, decision: Decision, start_s: float) -> Answer:
+        deadline = Deadline(start_s + decision.deadline_s, self._clock)
+        budget = self._budget(destination.name, start_s)
+        budget.earn()
+        bits = self._bits(call, 1)
+        plan = self._planner.plan(call, destination, now_s=start_s, remaining_s=decision.deadline_s, bits=bits)
+        if call.options.explain:
+            decision.candidates = self._planner.candidates(
+                call, destination, now_s=start_s, remaining_s=decision.deadline_s, bits=bits
+            )
+        if isinstance(plan, YardError):
+            raise plan
+        decision.stages.choose_s = self._clock.now_s() - start_s
+        self._feedback.chosen(decision, decision.stages.choose_s)
+        tried: list[str] = []
+        while True:
+            _take(decision, plan)
+            suspect = plan.state.host.suspect
+            answer = await self._attempt(call, plan, decision, deadline)
+            if isinstance(answer, HostAnswer):
+                decision.stages.total_s = self._clock.now_s() - start_s
+                self._feedback.answered(decision)
+                return Answer(answer.payload, decision)
+            tried.append(plan.record.host_id)
+            lost = isinstance(answer, HostUnavailable) and not suspect
+            plan = await self._again(call, destination, deadline, tried, answer, lost_in_good_standing=lost)
+
+    async def _attempt(
+        self, call: InferCall, plan: Plan, decision: Decision, deadline: Deadline
+    ) -> HostAnswer | YardError:
+        """Try one host; what follows from it is learned here."""
+        reserve_s = min(self._limits.reserve_s, RESERVE_SHARE * deadline.remaining_s())
+        timeout_s = deadline.for_hop(reserve_s=max(0.0, reserve_s))
+        state = plan.state
+        sent_s = self._clock.now_s()
+        work_s = scoring.sent(state)
+        try:
+            answer = await self._hosts.execute(plan.record, plan.option.key, call.payload, timeout_s=timeout_s)
+        except AttemptFailed as failure:
+            now_s = self._clock.now_s()
+            took_s = now_s - sent_s
+            take_report(state, failure.load, plan.option.key, now_s)
+            hung = took_s >= timeout_s > scoring.HUNG_FACTOR * plan.predicted_s
+            take_failure(state, failure.error, now_s, hung=hung)
+            self._note(decision, Attempt(plan.record.host_id, took_s, failure.error))
+            return failure.error
+        finally:
+            scoring.ended(state, work_s)
+        now_s = self._clock.now_s()
+        took_s = now_s - sent_s
+        network_s = max(0.0, took_s - answer.queue_s - answer.compute_s)
+        scoring.answered(state, network_s)
+        take_report(state, answer.load, plan.option.key, now_s)
+        self._note(decision, Attempt(plan.record.host_id, took_s, None))
+        stages = decision.stages
+        stages.queue_s, stages.compute_s, stages.network_s = answer.queue_s, answer.compute_s, network_s
+        decision.batch_size = answer.batch_size
+        return answer
+
+    async def _again(
+        self,
+        call: InferCall,
+        destination: Destination,
+        deadline: Deadline,
+        tried: Sequence[str],
+        error: YardError,
+        *,
+        lost_in_good_standing: bool,
+    ) -> Plan:
+        """The plan of the next attempt, after the backoff that it needs.
+
+        Raises:
+            YardError: `error`, if there is to be none.
+        """
+        plan = self._replan(call, destination, deadline, number=len(tried) + 1, excluded=tried)
+        now_s = self._clock.now_s()
+        verdict = retrying.decide(
+            retrying.Attempted(
+                error=error,
+                number=len(tried),
+                most=destination.route.max_attempts,
+                idempotent=call.options.idempotent,
+                lost_in_good_standing=lost_in_good_standing,
+                remaining_s=deadline.at_s - now_s,
+                others=isinstance(plan, Plan),
+            ),
+            self._budget(destination.name, now_s),
+            now_s=now_s,
+            chance=self._rng.unit(_draw_key(call), f"backoff/{len(tried)}"),
+        )
+        if isinstance(verdict, retrying.GiveUp):
+            raise _final(error, tried, verdict.reason)
+        if verdict.backoff_s > 0.0:
+            await self._clock.sleep(verdict.backoff_s)
+        if isinstance(plan, YardError):
+            plan = self._replan(call, destination, deadline, number=len(tried) + 1, excluded=())
+        if isinstance(plan, YardError):
+            raise _final(error, tried, plan.message)
+        return plan
+
+    def _replan(
+        self, call: InferCall, destination: Destination, deadline: Deadline, *, number: int, excluded: Sequence[str]
+    ) -> Plan | YardError:
+        """Decide anew, by what is known by now."""
+        now_s = self._clock.now_s()
+        try:
+            fresh = self._turn(now_s).destination(call.name)
+            destination = fresh.pinned(call.version) if call.version else fresh
+        except (ModelNotFound, VersionNotFound) as error:
+            return error  # it was taken away while the call was under way
+        return self._planner.plan(
+            call,
+            destination,
+            now_s=now_s,
+            remaining_s=deadline.at_s - now_s,
+            bits=self._bits(call, number),
+            excluded=excluded,
+        )
+
+    def _note(self, decision: Decision, attempt: Attempt) -> None:
+        decision.attempts.append(attempt)
+        self._feedback.attempted(attempt)
+
+    def _budget(self, name: str, now_s: float) -> retrying.RetryBudget:
+        budget = self._budgets.get(name)
+        if budget is None:
+            budget = self._budgets[name] = retrying.RetryBudget(now_s)
+        return budget
+
+    def _bits(self, call: InferCall, number: int) -> int:
+        return self._rng.bits(_draw_key(call), f"host/{number}")
+
+
+def _draw_key(call: InferCall) -> str:
+    """Keys the call's chance; with the trace, since callers give the same id to many calls."""
+    return f"{call.request_id}/{call.trace_id}"
+
+
+def _schema_faults(call: InferCall, destination: Destination) -> list[Fault]:
+    """What is wrong with the inputs for every option; empty if one takes them."""
+    if not destination.options:
+        return []
+    first = schema_faults(call.inputs, destination.options[0].model.inputs)
+    if not first or destination.one_schema:
+        return first
+    for option in destination.options[1:]:
+        if not schema_faults(call.inputs, option.model.inputs):
+            return []
+    return first
+
+
+def _begin(call: InferCall, snapshot: Snapshot, destination: Destination, remaining_s: float | None) -> Decision:
+    allowed = allowance(
+        caller_s=remaining_s,
+        parameter_s=call.timeout_s,
+        default_s=destination.route.default_timeout_s,
+        longest_s=destination.route.max_timeout_s,
+    )
+    return Decision(
+        route=destination.name,
+        request_id=call.request_id,
+        trace_id=call.trace_id,
+        deadline_s=allowed.duration_s,
+        deadline_source=allowed.source,
+        strategy=destination.strategy,
+        registry_revision=snapshot.revision,
+    )
+
+
+def _take(decision: Decision, plan: Plan) -> None:
+    decision.version = plan.option.version
+    decision.host = plan.record
+    decision.reason = plan.reason
+
+
+def _final(error: YardError, tried: Sequence[str], why: str) -> YardError:
+    """`error`, with what was tried; of a single attempt as it came."""
+    error.metadata.setdefault("attempts", str(len(tried)))
+    error.metadata.setdefault("hosts", ",".join(tried))
+    error.metadata.setdefault("gave_up", why)
+    return error

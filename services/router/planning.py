@@ -1,0 +1,244 @@
+"""Which version on which host, for one attempt of one call: brings the facts to the policies.
+
+No I/O and no time of its own, so that a decision can be explained without being carried out.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from services.domain.errors import BudgetExhausted, NoCandidate, NoReadyHost, Overloaded, YardError
+from services.domain.host import HostRecord
+from services.domain.model import schema_faults
+from services.domain.request import InferCall
+from services.policy import balancing, choosing, scoring
+from services.policy.admission import Reject, RejectReason, admit_to_host
+from services.policy.scoring import VersionState
+from services.router.decision import CandidateView
+from services.router.host_book import HostBook
+from services.router.snapshot import Destination, Option
+
+NO_HOST_RETRY_S = 1.0
+"""When to try again while no host is ready: a load or a restart takes about that long at least."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """What this router is told of its surroundings."""
+
+    routers: int
+    """Routers that send to the same hosts, this one included."""
+    zone: str
+    """The zone it stands in; empty: all hosts are equally near."""
+    zone_way_s: float
+    """Added to the prediction of hosts of another zone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One attempt to be made."""
+
+    option: Option
+    state: VersionState
+    record: HostRecord
+    predicted_s: float
+    reason: str
+
+
+@dataclass(slots=True)
+class _Look:
+    """One option as this call sees it."""
+
+    option: Option
+    filtered: str = ""
+    pick: balancing.Pick | None = None
+    rejected: Reject | None = None
+    no_host: bool = False
+    states: Sequence[VersionState] = ()
+
+
+class Planner:
+    """Makes plans from what the book knows."""
+
+    def __init__(self, book: HostBook, fleet: Fleet) -> None:
+        """Plan with the states of `book`."""
+        self._book = book
+        self._fleet = fleet
+
+    def plan(
+        self,
+        call: InferCall,
+        destination: Destination,
+        *,
+        now_s: float,
+        remaining_s: float,
+        bits: int,
+        excluded: Collection[str] = (),
+    ) -> Plan | YardError:
+        """Choose version and host.
+
+        Args:
+            call: The call, which fits the schema of at least one option.
+            destination: What its name leads to.
+            now_s: Monotonic seconds.
+            remaining_s: Seconds until the deadline.
+            bits: 64 random bits of this attempt.
+            excluded: Ids of hosts not to use.
+
+        Returns:
+            The plan, or why there is none.
+        """
+        looks = []
+        stops_early = destination.strategy == "single"
+        for option in destination.options:
+            look = self._look(
+                call, destination, option, now_s=now_s, remaining_s=remaining_s, bits=bits, excluded=excluded
+            )
+            looks.append(look)
+            if stops_early and not look.filtered:
+                break
+        choice = choosing.choose(
+            destination.route.strategy, [_prospect(look, remaining_s) for look in looks], call.options.prefer
+        )
+        if isinstance(choice, choosing.NothingFits):
+            return _nothing(destination, looks)
+        look = looks[choice.index]
+        assert look.pick is not None
+        state = look.pick.state
+        record = look.option.hosts[self._book.states(look.option).index(state)]
+        return Plan(look.option, state, record, look.pick.predicted_s, choice.reason)
+
+    def candidates(
+        self, call: InferCall, destination: Destination, *, now_s: float, remaining_s: float, bits: int
+    ) -> tuple[CandidateView, ...]:
+        """Every option and all of its hosts, as `plan` would see them."""
+        looks = [
+            self._look(call, destination, option, now_s=now_s, remaining_s=remaining_s, bits=bits, excluded=())
+            for option in destination.options
+        ]
+        prospects = [_prospect(look, remaining_s) for look in looks]
+        choice = choosing.choose(destination.route.strategy, prospects, call.options.prefer)
+        scores = (0.0,) * len(looks) if isinstance(choice, choosing.NothingFits) else choice.scores
+        return tuple(
+            CandidateView(
+                look.option.version,
+                look.filtered,
+                score,
+                None if look.pick is None else look.pick.predicted_s,
+                self._host_scores(look, now_s),
+            )
+            for look, score in zip(looks, scores, strict=True)
+        )
+
+    def _look(
+        self,
+        call: InferCall,
+        destination: Destination,
+        option: Option,
+        *,
+        now_s: float,
+        remaining_s: float,
+        bits: int,
+        excluded: Collection[str],
+    ) -> _Look:
+        look = _Look(option)
+        if not destination.one_schema and (faults := schema_faults(call.inputs, option.model.inputs)):
+            look.filtered = "; ".join(map(str, faults))
+            return look
+        look.filtered = choosing.wish_unmet(option.version, call.options)
+        look.states = states = self._book.states(option)
+        zone = call.options.zone
+        if zone or excluded:
+            states = [
+                state
+                for state, record in zip(states, option.hosts, strict=True)
+                if zone in ("", record.zone) and record.host_id not in excluded
+            ]
+        if states:
+            pick = look.pick = self._pick(option, states, now_s, bits)
+            if not look.filtered:
+                self._admit(look, pick, now_s, remaining_s)
+        elif not look.filtered:
+            look.no_host = True
+            look.filtered = _no_host(option, zone, excluded)
+        return look
+
+    def _pick(self, option: Option, states: Sequence[VersionState], now_s: float, bits: int) -> balancing.Pick:
+        routers, zone = self._fleet.routers, self._fleet.zone
+        if not zone:
+            return balancing.pick(states, now_s=now_s, routers=routers, bits=bits)
+        zones = {state: record.zone for state, record in zip(self._book.states(option), option.hosts, strict=True)}
+        near = [state for state in states if zones[state] == zone]
+        far = [state for state in states if zones[state] != zone]
+        if not near or not far:
+            return balancing.pick(near or far, now_s=now_s, routers=routers, bits=bits)
+        local = balancing.pick(near, now_s=now_s, routers=routers, bits=bits)
+        remote = balancing.pick(far, now_s=now_s, routers=routers, bits=bits)
+        return balancing.nearest(local, remote, way_s=self._fleet.zone_way_s)
+
+    def _admit(self, look: _Look, pick: balancing.Pick, now_s: float, remaining_s: float) -> None:
+        verdict = admit_to_host(
+            predicted_s=pick.predicted_s,
+            idle_s=scoring.idle_s(pick.state),
+            remaining_s=remaining_s,
+            measured_ago_s=now_s - pick.state.measured_at_s,
+        )
+        if isinstance(verdict, Reject):
+            look.rejected = verdict
+            look.filtered = (
+                f"predicted {pick.predicted_s * 1e3:.3g} ms, over the {max(0.0, remaining_s) * 1e3:.3g} ms left"
+            )
+
+    def _host_scores(self, look: _Look, now_s: float) -> tuple[scoring.HostScore, ...]:
+        return tuple(
+            scoring.HostScore(
+                host_id=record.host_id,
+                zone=record.zone,
+                predicted_s=scoring.completion_s(state, now_s, routers=self._fleet.routers),
+                backlog=scoring.backlog(state, now_s, routers=self._fleet.routers),
+                penalty_s=scoring.penalty_s(state, now_s),
+            )
+            for state, record in zip(look.states, look.option.hosts, strict=True)
+        )
+
+
+def _prospect(look: _Look, remaining_s: float) -> choosing.Prospect:
+    if look.filtered or look.pick is None:
+        return choosing.Prospect(look.option.version, look.filtered)
+    slo_s = look.option.model.latency_slo_s
+    limit_s = remaining_s if slo_s is None else min(remaining_s, slo_s)
+    # A penalty is part of what a call may suffer: it counts here, as it does between hosts.
+    return choosing.Prospect(look.option.version, "", look.pick.cost_s, limit_s)
+
+
+def _no_host(option: Option, zone: str, excluded: Collection[str]) -> str:
+    if zone and option.hosts and not any(record.zone == zone for record in option.hosts):
+        zones = sorted({record.zone or "(none)" for record in option.hosts})
+        return f"no host of zone '{zone}' has it ready; zones that have: {', '.join(zones)}"
+    if excluded and option.hosts:
+        return f"no other host than {', '.join(excluded)} has it ready"
+    return "no host has it ready" + (f"; {option.elsewhere}" if option.elsewhere else "")
+
+
+def _nothing(destination: Destination, looks: Sequence[_Look]) -> YardError:
+    """The error for a call that no option can take: what time would heal goes before what it would not."""
+    name = destination.name
+    if not looks:
+        return NoReadyHost(
+            f"'{name}' has no version yet: apply a ModelVersion", retry_after_s=NO_HOST_RETRY_S, metadata={"name": name}
+        )
+    why = "; ".join(f"{look.option.key}: {look.filtered}" for look in looks)
+    rejected = [look.rejected for look in looks if look.rejected is not None]
+    queued = [reject for reject in rejected if reject.reason is RejectReason.QUEUE_TOO_LONG]
+    if queued:
+        return Overloaded(
+            f"'{name}' cannot answer in time: {why}",
+            retry_after_s=min(reject.retry_after_s for reject in queued),
+            metadata={"name": name},
+        )
+    if any(look.no_host for look in looks):
+        return NoReadyHost(
+            f"no host is ready for '{name}': {why}", retry_after_s=NO_HOST_RETRY_S, metadata={"name": name}
+        )
+    if rejected:
+        return BudgetExhausted(f"'{name}' cannot answer in time: {why}", metadata={"name": name})
+    return NoCandidate(f"'{name}' has no candidate for these wishes: {why}", metadata={"name": name})

@@ -1,0 +1,80 @@
+"""InferenceService: convert, delegate, convert."""
+
+import itertools
+import os
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+import grpc.aio
+
+from modelyard.inference.v1 import inference_pb2 as pb
+from services.chassis.telemetry import current
+from services.domain.request import InferCall
+from services.router import wire
+from services.router.frames import Encoded, Received, with_decision
+from services.router.pipeline import Answer, Pipeline
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+def request_ids() -> Iterator[str]:
+    """Ids for requests that come without one: unique over processes, cheap to make."""
+    prefix = os.urandom(6).hex()
+    return (f"{prefix}-{number:x}" for number in itertools.count(1))
+
+
+class Calls:
+    """What both protocols do with a call."""
+
+    def __init__(self, *, pipeline: Pipeline, ids: Iterator[str]) -> None:
+        """Run calls through `pipeline`; take ids from `ids`."""
+        self._pipeline = pipeline
+        self._ids = ids
+
+    async def infer(self, request: Received, context: Context) -> Answer:
+        """Run one call; the essentials of its decision go into the trailing metadata.
+
+        Raises:
+            YardError: It cannot be answered.
+        """
+        answer = await self.run(request, context)
+        context.set_trailing_metadata(wire.trailing_metadata(answer.decision))
+        return answer
+
+    async def run(self, request: Received, context: Context) -> Answer:
+        """Run one call of several in a stream."""
+        return await self._pipeline.route(self.read(request, context), remaining_s=context.time_remaining())
+
+    def read(self, request: Received, context: Context, *, dry: bool = False) -> InferCall:
+        """A request as the decisions see it."""
+        trace = current()
+        return wire.call_from(
+            request,
+            context.invocation_metadata() or (),
+            trace_id="" if trace is None else trace.trace_id,
+            made_up_id=next(self._ids),
+            dry=dry,
+        )
+
+
+class InferenceServicer:
+    """modelyard.inference.v1.InferenceService."""
+
+    def __init__(self, *, calls: Calls, pipeline: Pipeline) -> None:
+        """Serve calls."""
+        self._calls = calls
+        self._pipeline = pipeline
+
+    async def Infer(self, request: Received, context: Context) -> Encoded:
+        """Route one call."""
+        answer = await self._calls.infer(request, context)
+        assert isinstance(answer.payload, bytes)
+        return with_decision(answer.payload, wire.decision_to(answer.decision))
+
+    async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:
+        """Decide one call and run nothing."""
+        inner = request.request
+        received = Received(b"", inner, tuple(map(len, inner.raw_input_contents)))
+        call = self._calls.read(received, context, dry=True)
+        decision = self._pipeline.explain(call, remaining_s=context.time_remaining())
+        return pb.ExplainResponse(decision=wire.decision_to(decision))

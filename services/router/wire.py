@@ -1,0 +1,313 @@
+"""protobuf ⇄ domain for the router: calls in, decisions out. Decides nothing but whether a message is well formed."""
+
+import math
+from collections.abc import Iterable
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
+
+from modelyard.inference.v1 import inference_pb2 as pb
+from services.chassis.codec import duration_to
+from services.chassis.errors import status_of
+from services.domain.errors import Fault, InvalidRequest
+from services.domain.model import TensorMeta
+from services.domain.request import InferCall, Preference, RouteOptions
+from services.policy.admission import DeadlineSource
+from services.router.decision import Attempt, CandidateView, Decision
+from services.router.frames import Payload, Received
+
+DECISION_KEY = "x-modelyard-decision"
+"""Trailing metadata that says the essentials: `route/model:version@host`, then `key=value` pairs."""
+
+ROUTE_KEY = "x-modelyard-route-bin"
+"""Metadata with a serialized RouteOptions, for callers that cannot set field 100."""
+
+REQUEST_ID_KEY = "x-request-id"
+"""Metadata with the request's id, for callers that leave the field empty."""
+
+NAME_KEYS = ("mm-vmodel-id", "mm-model-id", "seldon-model")
+"""Metadata in which callers of other meshes name the model, if the field is empty; the first one there counts."""
+
+LONGEST_ID = 256
+"""Longest request id, in characters; it stands in answers and logs."""
+
+_READ_KEYS = frozenset({ROUTE_KEY, REQUEST_ID_KEY, *NAME_KEYS})
+_NO_WISHES = RouteOptions()
+
+_TYPED_FIELD = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+
+_PREFERENCES = {
+    pb.PREFERENCE_UNSPECIFIED: Preference.BALANCED,
+    pb.PREFERENCE_BALANCED: Preference.BALANCED,
+    pb.PREFERENCE_LATENCY: Preference.LATENCY,
+    pb.PREFERENCE_COST: Preference.COST,
+    pb.PREFERENCE_QUALITY: Preference.QUALITY,
+}
+
+_SOURCES = {
+    DeadlineSource.CALLER: pb.DEADLINE_SOURCE_CALLER,
+    DeadlineSource.ROUTE_DEFAULT: pb.DEADLINE_SOURCE_ROUTE_DEFAULT,
+    DeadlineSource.ROUTE_MAXIMUM: pb.DEADLINE_SOURCE_ROUTE_MAXIMUM,
+    DeadlineSource.TIMEOUT_PARAMETER: pb.DEADLINE_SOURCE_TIMEOUT_PARAMETER,
+}
+
+Metadata = Iterable[tuple[str, str | bytes]]
+
+
+def call_from(
+    received: Received, metadata: Metadata, *, trace_id: str, made_up_id: str, dry: bool = False
+) -> InferCall:
+    """A request as the decisions see it.
+
+    Args:
+        received: The request.
+        metadata: The call's metadata.
+        trace_id: Of the current trace.
+        made_up_id: The request's id, if the caller gives none.
+        dry: True lets tensors come without contents.
+
+    Raises:
+        InvalidRequest: Contents, parameters or options are malformed; names each.
+    """
+    message = received.message
+    headers = {key: value for key, value in metadata if key in _READ_KEYS}
+    faults: list[Fault] = []
+    inputs = _inputs(received, faults, dry=dry)
+    options, timeout_s = _options(message, headers, faults)
+    request_id = message.id or _text(headers.get(REQUEST_ID_KEY, ""))
+    if len(request_id) > LONGEST_ID:
+        faults.append(Fault("id", f"has {len(request_id)} characters, more than {LONGEST_ID}"))
+    if faults:
+        raise InvalidRequest.of(faults)
+    name = message.model_name
+    if not name and headers:
+        name = next((_text(headers[key]) for key in NAME_KEYS if key in headers), "")
+    request_id = request_id or made_up_id
+    return InferCall(
+        name=name,
+        version=message.model_version,
+        request_id=request_id,
+        inputs=inputs,
+        options=options,
+        timeout_s=timeout_s,
+        trace_id=trace_id,
+        payload=Payload(received.raw, "" if message.id else request_id),
+    )
+
+
+def trailing_metadata(decision: Decision) -> tuple[tuple[str, str], ...]:
+    """The essentials of a decision, for callers that read no Decision."""
+    version, host = decision.version, decision.host
+    assert version is not None
+    assert host is not None
+    return (
+        (
+            DECISION_KEY,
+            f"{decision.route}/{version.metadata.name}:{version.version}@{host.host_id}; "
+            f"strategy={decision.strategy}; attempts={len(decision.attempts)}; cost_microusd={version.cost_microusd}; "
+            f"deadline={decision.deadline_source.value}; trace={decision.trace_id}",
+        ),
+    )
+
+
+def decision_to(decision: Decision) -> pb.Decision:
+    """A decision for its caller."""
+    message = pb.Decision(
+        route=decision.route,
+        registry_revision=decision.registry_revision,
+        strategy=decision.strategy,
+        reason=decision.reason,
+        batch_size=decision.batch_size,
+        deadline=duration_to(decision.deadline_s),
+        deadline_source=_SOURCES[decision.deadline_source],
+        trace_id=decision.trace_id,
+        request_id=decision.request_id,
+    )
+    version, host = decision.version, decision.host
+    if version is not None:
+        message.model = version.metadata.name
+        message.version = version.version
+        message.cost_microusd = version.cost_microusd
+        if version.quality is not None:
+            message.quality = version.quality
+    if host is not None:
+        message.host = host.host_id
+        message.zone = host.zone
+    stages = decision.stages
+    if stages.total_s is not None:
+        _set_duration(message.stages.choose, stages.choose_s)
+        _set_duration(message.stages.total, stages.total_s)
+        if stages.queue_s is not None and stages.compute_s is not None and stages.network_s is not None:
+            _set_duration(message.stages.queue, stages.queue_s)
+            _set_duration(message.stages.compute, stages.compute_s)
+            _set_duration(message.stages.network, stages.network_s)
+    for attempt in decision.attempts:
+        _add_attempt(message, attempt)
+    for candidate in decision.candidates:
+        message.candidates.append(_candidate_to(candidate))
+    return message
+
+
+def attempt_status(attempt: Attempt) -> str:
+    """Canonical name of the status that an attempt ended with."""
+    return "OK" if attempt.error is None else status_of(attempt.error).name
+
+
+def _inputs(received: Received, faults: list[Fault], *, dry: bool) -> tuple[TensorMeta, ...]:
+    message, lengths = received.message, received.raw_lengths
+    inputs = message.inputs
+    if not lengths:
+        return tuple([_typed(tensor, dry=dry) for tensor in inputs])
+    faults += [
+        Fault(
+            f"inputs[{index}].contents",
+            f"input '{tensor.name}' has contents beside raw_input_contents: a request is all typed or all raw",
+        )
+        for index, tensor in enumerate(inputs)
+        if tensor.HasField("contents")
+    ]
+    if len(lengths) != len(inputs):
+        if len(lengths) < len(inputs):
+            hint = f"input '{inputs[len(lengths)].name}' has none"
+        else:
+            hint = f"entry {len(inputs)} belongs to no input"
+        faults.append(Fault("raw_input_contents", f"{len(lengths)} entries for {len(inputs)} inputs: {hint}"))
+        return ()
+    return tuple(
+        [
+            TensorMeta(tensor.name, tensor.datatype, tuple(tensor.shape), length)
+            for tensor, length in zip(inputs, lengths, strict=True)
+        ]
+    )
+
+
+def _typed(tensor: pb.InferRequest.InferInputTensor, *, dry: bool) -> TensorMeta:
+    if not tensor.HasField("contents"):
+        return TensorMeta(tensor.name, tensor.datatype, tuple(tensor.shape), None, None if dry else 0)
+    field = _TYPED_FIELD.get(tensor.datatype)
+    count = 0 if field is None else len(getattr(tensor.contents, field))
+    return TensorMeta(tensor.name, tensor.datatype, tuple(tensor.shape), None, count)
+
+
+def _options(
+    message: pb.InferRequest, headers: dict[str, str | bytes], faults: list[Fault]
+) -> tuple[RouteOptions, float | None]:
+    """Wishes and the parameter `timeout`: field 100 goes before metadata, metadata before parameters."""
+    has_field, has_parameters = message.HasField("route"), bool(message.parameters)
+    if not has_field and not has_parameters and ROUTE_KEY not in headers:
+        return _NO_WISHES, None
+    wishes = pb.RouteOptions()
+    timeout_s = _parameters(message, wishes, faults) if has_parameters else None
+    header = headers.get(ROUTE_KEY)
+    if header is not None:
+        try:
+            wishes.MergeFromString(header if isinstance(header, bytes) else header.encode())
+        except DecodeError:
+            faults.append(Fault(ROUTE_KEY, "is no serialized modelyard.inference.v1.RouteOptions"))
+    if has_field:
+        wishes.MergeFrom(message.route)
+    if wishes.HasField("min_quality") and not 0.0 <= wishes.min_quality <= 1.0:
+        faults.append(Fault("route.min_quality", f"{wishes.min_quality} must be in [0, 1]"))
+    if wishes.max_cost_microusd < 0:
+        faults.append(Fault("route.max_cost_microusd", f"{wishes.max_cost_microusd} must not be negative"))
+    preference = _PREFERENCES.get(wishes.prefer)
+    if preference is None:
+        faults.append(Fault("route.prefer", f"{wishes.prefer} is no Preference"))
+    options = RouteOptions(
+        max_cost_microusd=wishes.max_cost_microusd if wishes.HasField("max_cost_microusd") else None,
+        min_quality=wishes.min_quality if wishes.HasField("min_quality") else None,
+        prefer=preference or Preference.BALANCED,
+        zone=wishes.zone,
+        idempotent=wishes.idempotent if wishes.HasField("idempotent") else True,
+        explain=wishes.explain,
+    )
+    return options, timeout_s
+
+
+def _parameters(message: pb.InferRequest, wishes: pb.RouteOptions, faults: list[Fault]) -> float | None:
+    """Put what the parameters wish into `wishes`; returns `timeout` in seconds, None without or for 0."""
+    parameters = message.parameters
+    timeout_s: float | None = None
+    if "timeout" in parameters:
+        timeout_us = _number(parameters["timeout"])
+        if timeout_us is None or timeout_us < 0 or timeout_us != int(timeout_us):
+            faults.append(Fault("parameters[timeout]", "must be a whole number of microseconds, 0 or more"))
+        elif timeout_us > 0:
+            timeout_s = timeout_us * 1e-6
+    if "max_cost_microusd" in parameters:
+        cost = _number(parameters["max_cost_microusd"])
+        if cost is None or not 0 <= cost < 2**63:
+            faults.append(Fault("parameters[max_cost_microusd]", "must be a number, 0 or more"))
+        else:
+            wishes.max_cost_microusd = int(cost)
+    if "min_quality" in parameters:
+        quality = _number(parameters["min_quality"])
+        if quality is None:
+            faults.append(Fault("parameters[min_quality]", "must be a number in [0, 1]"))
+        else:
+            wishes.min_quality = quality
+    return timeout_s
+
+
+def _number(parameter: pb.InferParameter) -> float | None:
+    """A finite number, also one sent as text; None for anything else."""
+    which = parameter.WhichOneof("parameter_choice")
+    if which is None or which == "bool_param":
+        return None
+    try:
+        value = float(getattr(parameter, which))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode("utf-8", "replace")
+
+
+def _set_duration(message: Duration, seconds: float) -> None:
+    nanos = int(seconds * 1e9)
+    message.seconds, message.nanos = divmod(nanos, 1_000_000_000)
+
+
+def _add_attempt(message: pb.Decision, attempt: Attempt) -> None:
+    made = message.attempts.add(host=attempt.host_id, status=attempt_status(attempt))
+    _set_duration(made.duration, attempt.duration_s)
+    if attempt.error is not None:
+        made.message = attempt.error.message
+
+
+def _candidate_to(candidate: CandidateView) -> pb.Candidate:
+    version = candidate.version
+    return pb.Candidate(
+        model=version.metadata.name,
+        version=version.version,
+        filtered=candidate.filtered,
+        score=candidate.score,
+        quality=version.quality,
+        cost_microusd=version.cost_microusd,
+        predicted=None if candidate.predicted_s is None else duration_to(candidate.predicted_s),
+        hosts=[
+            pb.HostScore(
+                host=score.host_id,
+                zone=score.zone,
+                predicted=duration_to(score.predicted_s),
+                backlog=score.backlog,
+                penalty=duration_to(score.penalty_s),
+            )
+            for score in candidate.hosts
+        ],
+    )
