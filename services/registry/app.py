@@ -1,0 +1,55 @@
+"""Wires one replica of the registry."""
+
+import asyncio
+import uuid
+
+from modelyard.registry.v1 import registry_pb2
+from services.chassis.etcd import EtcdClient
+from services.chassis.instruments import serve_metrics
+from services.chassis.process import Process
+from services.chassis.server import DeadlineRule, Server
+from services.chassis.telemetry import Telemetry
+from services.domain.clock import SystemClock
+from services.registry.apply import Applier
+from services.registry.config import Config
+from services.registry.leases import HostLeases
+from services.registry.object_store import ObjectStore
+from services.registry.servicer import RegistryServicer
+from services.registry.watch_hub import WatchHub
+
+SERVICE = registry_pb2.DESCRIPTOR.services_by_name["RegistryService"]
+
+
+async def start(config: Config, process: Process) -> None:
+    """Begin to serve and to follow etcd; health says so once the first state was read."""
+    clock = SystemClock()
+    telemetry = Telemetry(
+        service="registry",
+        instance=config.name,
+        otlp_endpoint=config.otlp_endpoint,
+        sample_ratio=config.trace_ratio,
+    )
+    process.on_stop("telemetry", telemetry.shutdown)
+    stop_metrics = serve_metrics(config.metrics_port)
+    process.on_stop("metrics", lambda: asyncio.to_thread(stop_metrics))
+
+    client = EtcdClient(config.etcd, clock=clock)
+    process.on_stop("etcd client", client.close)
+    store = ObjectStore(client=client, clock=clock)
+    leases = HostLeases(client=client, clock=clock)
+    hub = WatchHub(revisions=store, hosts=leases, clock=clock)
+    applier = Applier(store=store, clock=clock, new_request_id=lambda: f"registry-{uuid.uuid4()}")
+    servicer = RegistryServicer(applier=applier, store=store, hub=hub, leases=leases, clock=clock)
+
+    process.spawn("store watch", hub.run())
+    server = Server(address=config.address, telemetry=telemetry)
+    server.add(SERVICE, servicer, deadline=DeadlineRule.REQUIRED, endless=("Watch", "RegisterHost"))
+    server.set_serving(SERVICE.full_name, False)
+    await server.start()
+    process.on_stop("server", server.drain)
+    process.spawn("readiness", _announce(hub, server))
+
+
+async def _announce(hub: WatchHub, server: Server) -> None:
+    await hub.ready.wait()
+    server.set_serving(SERVICE.full_name, True)

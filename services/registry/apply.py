@@ -1,0 +1,337 @@
+"""One apply, in order: read the head, check, compare, write objects, advance the head.
+
+The only place that knows this order, and what to do when the store does not say how a write ended.
+How things are stored is behind `Store`; what is allowed is in `domain.objects` and `policy.change_check`.
+"""
+
+import asyncio
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from services.domain.clock import Clock
+from services.domain.deadline import Deadline
+from services.domain.errors import BudgetExhausted, Fault, InvalidRequest, RevisionMoved, StoreUnavailable
+from services.domain.objects import Object, ObjectKey
+from services.policy.change_check import Submitted, check
+from services.policy.tree_diff import Change, diff, with_fields
+
+MAX_OBJECT_BYTES = 1 << 20
+"""Most bytes of a stored object; etcd takes 1.5 MiB in a request."""
+
+MAX_REASON_BYTES = 4096
+MAX_AUTHOR_BYTES = 256
+MAX_REQUEST_ID_BYTES = 128
+
+STORE_TIMEOUT_S = 3.0
+"""Longest one step at the store may take; covers the election of a new etcd leader."""
+
+RESERVE_S = 0.05
+"""Seconds kept back from the deadline to carry the answer home."""
+
+REST_S = 0.1
+"""Wait before the store is asked again how a write ended."""
+
+RETRY_AFTER_S = 1.0
+"""When a caller may try again after an outcome that could not be found out."""
+
+
+class State(Protocol):
+    """Everything at one revision."""
+
+    @property
+    def revision(self) -> int:
+        """Its number; 0 before the first."""
+        ...
+
+    @property
+    def objects(self) -> Mapping[ObjectKey, Object]:
+        """Every object."""
+        ...
+
+    def digest_of(self, key: ObjectKey) -> str | None:
+        """Digest of an object's stored form; None if there is no such object."""
+        ...
+
+
+S = TypeVar("S", bound=State)
+D = TypeVar("D")
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a request ended that was carried out before."""
+
+    revision: int
+    changed: bool
+    """False if nothing had to change, at that revision."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found(Generic[S]):
+    """The head, and whether the request was carried out; both at the same moment."""
+
+    state: S
+    done: Done | None
+
+
+class Encoded(Protocol):
+    """The stored form of an object."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, hexadecimal."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """Its length."""
+        ...
+
+
+E = TypeVar("E", bound=Encoded)
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What the history keeps of an apply."""
+
+    author: str
+    reason: str
+    request_id: str
+    time_s: float
+    """Seconds since the Unix epoch."""
+
+
+class Outcome(enum.Enum):
+    """How an attempt to move the head ended."""
+
+    MOVED = "MOVED"
+    """It names the new revision now."""
+    CONFLICT = "CONFLICT"
+    """Somebody else came first, or the same request did; surely not done."""
+    UNKNOWN = "UNKNOWN"
+    """No answer came; it may be done, or be done later."""
+
+
+class Store(Protocol[S, E, D]):
+    """Where revisions are kept. Every method raises StoreUnavailable if the store does not answer."""
+
+    async def find(self, request_id: str, *, timeout_s: float) -> Found[S]:
+        """Read the head, and how the request ended if it was carried out."""
+        ...
+
+    async def at(self, revision: int, *, timeout_s: float) -> S:
+        """Read the state at a revision."""
+        ...
+
+    def encode(self, item: Object) -> E:
+        """The stored form of an object."""
+        ...
+
+    def draft(self, base: S, upserts: Mapping[ObjectKey, E], changes: Sequence[Change], note: Note) -> D:
+        """The revision that follows `base` by `changes`; without any, a mere note that the request is done."""
+        ...
+
+    async def write(self, draft: D, *, timeout_s: float) -> None:
+        """Write everything the new head will name; it changes nothing by itself."""
+        ...
+
+    async def advance(self, draft: D, *, timeout_s: float) -> Outcome:
+        """Move the head to the draft, if it is still where the draft was made from."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What a caller wants to be changed."""
+
+    submitted: tuple[Submitted, ...]
+    deletes: tuple[ObjectKey, ...]
+    expected_revision: int = 0
+    reason: str = ""
+    author: str = ""
+    request_id: str = ""
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What was changed, or would be."""
+
+    revision: int
+    """The head after it."""
+    changes: tuple[Change, ...]
+
+
+class Applier(Generic[S, E, D]):
+    """Applies one command after the other; any number of replicas may do so at once."""
+
+    def __init__(self, *, store: Store[S, E, D], clock: Clock, new_request_id: Callable[[], str]) -> None:
+        """Store the arguments.
+
+        Args:
+            store: Where revisions are kept.
+            clock: Time.
+            new_request_id: Makes an id that nobody else makes, for requests without one.
+        """
+        self._store = store
+        self._clock = clock
+        self._new_request_id = new_request_id
+        self._turn = asyncio.Lock()
+
+    async def apply(self, command: Command, deadline: Deadline) -> Applied:
+        """Carry out a command, or say why not.
+
+        Raises:
+            InvalidRequest: With every fault.
+            RevisionMoved: The head is not the one expected.
+            StoreUnavailable: Not done; or not known, and then the message says so.
+            BudgetExhausted: The deadline came first; nothing was done.
+        """
+        faults = _request_faults(command)
+        # With faults nothing is written, and a faulty id must not be looked for either.
+        request_id = command.request_id if command.request_id and not faults else self._new_request_id()
+        note = Note(command.author, command.reason, request_id, self._clock.wall_s())
+        if self._turn.locked():
+            # Asked before queueing, so that callers learn of an outage at once and not one after the other.
+            await self._store.find(request_id, timeout_s=_step_s(deadline))
+        unsure = False
+        while True:
+            try:
+                async with _Turn(self._turn, deadline):
+                    outcome = await self._attempt(command, note, faults, deadline)
+            except (StoreUnavailable, BudgetExhausted) as error:
+                if not unsure:
+                    raise
+                outcome = Outcome.UNKNOWN
+                if deadline.remaining_s() <= REST_S + RESERVE_S:
+                    raise _unsure(command, request_id) from error
+            if isinstance(outcome, Applied):
+                return outcome
+            if outcome is Outcome.UNKNOWN:
+                # The next attempt reads back by request id. Should the lost write still arrive, then either it
+                # or the next one finds the head moved: both compare the same mark.
+                unsure = True
+                if deadline.remaining_s() <= REST_S + RESERVE_S:
+                    raise _unsure(command, request_id)
+                await self._clock.sleep(REST_S)
+
+    async def _attempt(
+        self, command: Command, note: Note, request_faults: Sequence[Fault], deadline: Deadline
+    ) -> Applied | Outcome:
+        """One pass through the order of events."""
+        store = self._store
+        found = await store.find(note.request_id, timeout_s=_step_s(deadline))
+        state = found.state
+        if found.done is not None and not command.dry_run:
+            return await self._first_result(found.done, deadline)
+        if command.expected_revision not in (0, state.revision) and not request_faults:
+            raise _moved(command.expected_revision, state.revision)
+
+        encoded = [None if entry.item is None else store.encode(entry.item) for entry in command.submitted]
+        faults = [*request_faults, *check(state.objects, command.submitted, command.deletes)]
+        faults += [
+            Fault(
+                f"objects[{index}]",
+                f"takes {stored.size_bytes} bytes stored, at most {MAX_OBJECT_BYTES}: large data belongs in artifacts",
+            )
+            for index, stored in enumerate(encoded)
+            if stored is not None and stored.size_bytes > MAX_OBJECT_BYTES
+        ]
+        if faults:
+            raise InvalidRequest.of(faults)
+
+        after: dict[ObjectKey, Object] = {}
+        upserts: dict[ObjectKey, E] = {}
+        for entry, stored in zip(command.submitted, encoded, strict=True):
+            if entry.item is not None and stored is not None:
+                after[entry.key], upserts[entry.key] = entry.item, stored
+        touched = (*after, *command.deletes)
+        changes = diff(
+            {key: digest for key in touched if (digest := state.digest_of(key)) is not None},
+            {key: stored.digest for key, stored in upserts.items()},
+        )
+        detailed = tuple(with_fields(change, state.objects, after) for change in changes)
+        if command.dry_run or not (changes or command.request_id):
+            return Applied(state.revision, detailed)
+
+        draft = store.draft(state, upserts, changes, note)
+        await store.write(draft, timeout_s=_step_s(deadline))
+        outcome = await store.advance(draft, timeout_s=_step_s(deadline))
+        if outcome is Outcome.MOVED:
+            return Applied(state.revision + 1 if changes else state.revision, detailed)
+        return outcome
+
+    async def _first_result(self, done: Done, deadline: Deadline) -> Applied:
+        """What the request answered when it was carried out; trees never change, so it is found again."""
+        if not done.changed:
+            return Applied(done.revision, ())
+        after = await self._store.at(done.revision, timeout_s=_step_s(deadline))
+        before = await self._store.at(done.revision - 1, timeout_s=_step_s(deadline))
+        changes = diff(_digests(before), _digests(after))
+        return Applied(done.revision, tuple(with_fields(change, before.objects, after.objects) for change in changes))
+
+
+class _Turn:
+    """A lock that is waited for no longer than a deadline allows."""
+
+    def __init__(self, lock: asyncio.Lock, deadline: Deadline) -> None:
+        self._lock = lock
+        self._deadline = deadline
+
+    async def __aenter__(self) -> None:
+        try:
+            async with asyncio.timeout(self._deadline.for_hop(reserve_s=RESERVE_S)):
+                await self._lock.acquire()
+        except TimeoutError:
+            raise BudgetExhausted("other applies took all of the deadline; nothing was changed") from None
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def _step_s(deadline: Deadline) -> float:
+    return min(STORE_TIMEOUT_S, deadline.for_hop(reserve_s=RESERVE_S))
+
+
+def _digests(state: State) -> dict[ObjectKey, str]:
+    return {key: digest for key in state.objects if (digest := state.digest_of(key)) is not None}
+
+
+def _moved(expected: int, head: int) -> RevisionMoved:
+    return RevisionMoved(
+        f"the head is revision {head}, not {expected}: look at what has changed and apply on top of {head}",
+        metadata={"head": str(head), "expected": str(expected)},
+    )
+
+
+def _unsure(command: Command, request_id: str) -> StoreUnavailable:
+    ask = (
+        f"ask again with the same request id '{request_id}'"
+        if command.request_id
+        else f"see whether the history has request '{request_id}'"
+    )
+    return StoreUnavailable(
+        f"the store took the change but did not say how it ended; to find out, {ask}",
+        retry_after_s=RETRY_AFTER_S,
+        metadata={"outcome": "unknown", "request_id": request_id},
+    )
+
+
+def _request_faults(command: Command) -> list[Fault]:
+    """What is wrong with the request apart from its objects."""
+    faults = []
+    if command.expected_revision < 0:
+        faults.append(Fault("expected_revision", f"{command.expected_revision} must not be negative"))
+    for path, text, most in (
+        ("reason", command.reason, MAX_REASON_BYTES),
+        ("author", command.author, MAX_AUTHOR_BYTES),
+        ("request_id", command.request_id, MAX_REQUEST_ID_BYTES),
+    ):
+        if len(text.encode()) > most:
+            faults.append(Fault(path, f"takes {len(text.encode())} bytes, at most {most}"))
+    if not all("!" <= character <= "~" for character in command.request_id):
+        faults.append(Fault("request_id", "must be printable ASCII without spaces"))
+    return faults

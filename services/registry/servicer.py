@@ -1,0 +1,159 @@
+"""The registry's RPCs: deadline, convert, delegate, convert."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any, TypeAlias
+
+import grpc.aio
+
+from modelyard.registry.v1 import registry_pb2 as pb
+from modelyard.registry.v1 import registry_pb2_grpc
+from services.chassis.codec import duration_to
+from services.chassis.instruments import REGISTRY_APPLY_SECONDS
+from services.chassis.telemetry import logger
+from services.domain.clock import Clock
+from services.domain.deadline import Deadline
+from services.domain.errors import InvalidRequest
+from services.registry import lookup, wire
+from services.registry.apply import Applier
+from services.registry.layout import Draft, Entry, State, raw_of
+from services.registry.leases import TTL_S, HostLeases, Listing
+from services.registry.object_store import ObjectStore
+from services.registry.watch_hub import WatchHub
+
+RESERVE_S = 0.02
+"""Seconds kept back from each deadline to carry the answer home."""
+
+DEFAULT_REVISIONS = 50
+MAX_REVISIONS = 1000
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
+    """`modelyard.registry.v1.RegistryService`."""
+
+    def __init__(
+        self,
+        *,
+        applier: Applier[State, Entry, Draft],
+        store: ObjectStore,
+        hub: WatchHub,
+        leases: HostLeases,
+        clock: Clock,
+    ) -> None:
+        """Store the arguments.
+
+        Args:
+            applier: Changes desired state.
+            store: Reads it.
+            hub: Tells who watches.
+            leases: Lists hosts.
+            clock: Time.
+        """
+        self._applier = applier
+        self._store = store
+        self._hub = hub
+        self._leases = leases
+        self._clock = clock
+
+    async def Apply(self, request: pb.ApplyRequest, context: Context) -> pb.ApplyResponse:
+        """Create, update and delete, all or nothing."""
+        start_s = self._clock.now_s()
+        applied = await self._applier.apply(wire.command_from(request), self._deadline(context))
+        how = "dry run" if request.dry_run else "changed" if applied.changes else "unchanged"
+        REGISTRY_APPLY_SECONDS.labels(how).observe(self._clock.now_s() - start_s)
+        logger().info("applied", how=how, revision=applied.revision, changes=len(applied.changes))
+        return wire.applied_to(applied)
+
+    async def Get(self, request: pb.GetRequest, context: Context) -> pb.GetResponse:
+        """Read one object."""
+        key = wire.lookup_key_from(request.key)
+        state = await self._state(request.revision, context)
+        entry = lookup.get(state, key)
+        return pb.GetResponse(object=entry.message, revision=state.revision, digest=entry.digest)
+
+    async def List(self, request: pb.ListRequest, context: Context) -> pb.ListResponse:
+        """Read a page of objects."""
+        query = lookup.query(
+            request.kind, dict(request.labels), request.revision, request.page_size, request.page_token
+        )
+        state = await self._state(query.revision, context)
+        page = lookup.page(state, query)
+        return pb.ListResponse(
+            objects=[entry.message for entry in page.entries],
+            revision=state.revision,
+            next_page_token=page.next_token,
+        )
+
+    async def ListRevisions(self, request: pb.ListRevisionsRequest, context: Context) -> pb.ListRevisionsResponse:
+        """Read a page of the history."""
+        size = wire.page_size_from(request.page_size, default=DEFAULT_REVISIONS, most=MAX_REVISIONS)
+        deadline = self._deadline(context)
+        if request.page_token:
+            newest = wire.revision_token_from(request.page_token)
+        else:
+            newest = (await self._store.head(timeout_s=deadline.for_hop(reserve_s=RESERVE_S))).revision
+        found = await self._store.revisions(newest, size, timeout_s=deadline.for_hop(reserve_s=RESERVE_S))
+        older = newest - size
+        return pb.ListRevisionsResponse(revisions=found, next_page_token=wire.token_to(older) if older > 0 else "")
+
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:
+        """Tell the state, then what changes."""
+        del context
+        if faults := lookup.count_faults(request.from_revision, "from_revision"):
+            raise InvalidRequest.of(faults)
+        async with aclosing(self._hub.watch(request.from_revision, include_hosts=request.include_hosts)) as responses:
+            async for response in responses:
+                yield response
+
+    async def RegisterHost(
+        self, request_iterator: AsyncIterator[pb.RegisterHostRequest], context: Context
+    ) -> AsyncIterator[pb.RegisterHostResponse]:
+        """List a host while it reports; a stream that breaks leaves it to its lease."""
+        del context
+        listing: Listing | None = None
+        host_id = ""
+        try:
+            async for request in request_iterator:
+                record = wire.record_from(request, host_id)
+                if listing is None:
+                    assert record is not None
+                    host_id = record.host_id
+                    listing = self._leases.open(record)
+                    listing.start()
+                progress = listing.report(request.progress, record)
+                yield pb.RegisterHostResponse(lease_ttl=duration_to(TTL_S), progress=progress)
+            if listing is not None:
+                await listing.end()
+        finally:
+            if listing is not None:
+                await listing.leave()
+
+    async def ListHosts(self, request: pb.ListHostsRequest, context: Context) -> pb.ListHostsResponse:
+        """Read who is listed now."""
+        del request
+        hosts = await self._hub.listed(timeout_s=self._deadline(context).for_hop(reserve_s=RESERVE_S))
+        return pb.ListHostsResponse(hosts=hosts)
+
+    async def PublishPlan(self, request: pb.PublishPlanRequest, context: Context) -> pb.PublishPlanResponse:
+        """Write the leader's plan."""
+        await self._leases.publish(
+            raw_of(wire.plan_from(request)),
+            election_key=request.election_key,
+            fencing_token=request.fencing_token,
+            timeout_s=self._deadline(context).for_hop(reserve_s=RESERVE_S),
+        )
+        return pb.PublishPlanResponse()
+
+    def _deadline(self, context: Context) -> Deadline:
+        return Deadline.from_remaining(context.time_remaining(), self._clock)
+
+    async def _state(self, revision: int, context: Context) -> State:
+        """The state to read from: at a revision, or at the head for 0."""
+        if faults := lookup.count_faults(revision, "revision"):
+            raise InvalidRequest.of(faults)
+        timeout_s = self._deadline(context).for_hop(reserve_s=RESERVE_S)
+        if revision == 0:
+            return await self._store.head_or_last(timeout_s=timeout_s)
+        return await self._store.at(revision, timeout_s=timeout_s)

@@ -1,0 +1,225 @@
+"""protobuf ⇄ domain for the registry's calls, and the faults that only the wire form shows.
+
+What is wrong with an object itself is found by `policy.change_check`.
+"""
+
+import base64
+import binascii
+import json
+from collections.abc import Iterator
+
+from google.protobuf.duration_pb2 import Duration
+
+from modelyard.registry.v1 import objects_pb2, registry_pb2
+from modelyard.type.v1 import resources_pb2
+from services.chassis.object_codec import object_from, object_key_from, object_key_to
+from services.domain.errors import Fault, InvalidRequest
+from services.domain.objects import KINDS, ObjectKey, is_dns_label
+from services.policy.change_check import Submitted
+from services.policy.tree_diff import Action, Change
+from services.registry.apply import MAX_OBJECT_BYTES, Applied, Command
+
+MAX_RECORD_BYTES = 64 * 1024
+"""Most bytes of a host's record; it is written whenever a model on the host changes its state."""
+
+_KIND_OF_SPEC = {"model": "Model", "model_version": "ModelVersion", "pool": "Pool", "route": "Route"}
+_ACTIONS = {
+    Action.CREATE: registry_pb2.CHANGE_ACTION_CREATE,
+    Action.UPDATE: registry_pb2.CHANGE_ACTION_UPDATE,
+    Action.DELETE: registry_pb2.CHANGE_ACTION_DELETE,
+}
+_LONGEST_DURATION_S = 315_576_000_000
+"""Ten thousand years, as google.protobuf.Duration has it."""
+
+
+def command_from(request: registry_pb2.ApplyRequest) -> Command:
+    """What is to be applied; an object that cannot be read carries its faults along."""
+    return Command(
+        submitted=tuple(_submitted(message) for message in request.objects),
+        deletes=tuple(object_key_from(key) for key in request.deletes),
+        expected_revision=request.expected_revision,
+        reason=request.reason,
+        author=request.author,
+        request_id=request.request_id,
+        dry_run=request.dry_run,
+    )
+
+
+def _submitted(message: objects_pb2.Object) -> Submitted:
+    faults = tuple(_wire_faults(message))
+    try:
+        item = object_from(message)
+    except InvalidRequest as error:
+        kind = _KIND_OF_SPEC.get(message.WhichOneof("spec") or "", "")
+        version = message.model_version.version if kind == "ModelVersion" else ""
+        return Submitted(ObjectKey(kind, message.metadata.name, version), None, (*error.faults, *faults))
+    return Submitted(item.key, item, faults)
+
+
+def _wire_faults(message: objects_pb2.Object) -> Iterator[Fault]:
+    """Values that a domain object could not show: they would be read as something else."""
+    kinds = resources_pb2.DeviceKind.values()
+    match message.WhichOneof("spec"):
+        case "model":
+            if message.model.HasField("latency_slo"):
+                yield from _duration_faults(message.model.latency_slo, "model.latency_slo")
+        case "model_version":
+            spec = message.model_version
+            yield from _duration_faults(spec.batching.max_wait, "model_version.batching.max_wait")
+            yield from _duration_faults(spec.service_time, "model_version.service_time")
+            if spec.resources.device_kind not in kinds:
+                yield Fault("model_version.resources.device_kind", f"{spec.resources.device_kind} is no device kind")
+        case "route":
+            yield from _duration_faults(message.route.default_timeout, "route.default_timeout")
+            yield from _duration_faults(message.route.max_timeout, "route.max_timeout")
+        case "pool":
+            if message.pool.device_kind not in kinds:
+                yield Fault("pool.device_kind", f"{message.pool.device_kind} is no device kind")
+
+
+def _duration_faults(duration: Duration, path: str) -> Iterator[Fault]:
+    seconds, nanos = duration.seconds, duration.nanos
+    if abs(seconds) > _LONGEST_DURATION_S or abs(nanos) >= 1_000_000_000 or seconds * nanos < 0:
+        yield Fault(path, f"{seconds} seconds and {nanos} nanos are no valid Duration")
+
+
+def applied_to(applied: Applied) -> registry_pb2.ApplyResponse:
+    """What was applied."""
+    return registry_pb2.ApplyResponse(
+        revision=applied.revision, changes=[change_to(change) for change in applied.changes]
+    )
+
+
+def change_to(change: Change) -> registry_pb2.Change:
+    """One change."""
+    return registry_pb2.Change(
+        action=_ACTIONS[change.action],
+        key=object_key_to(change.key),
+        fields=[
+            registry_pb2.FieldChange(path=each.path, before=each.before, after=each.after) for each in change.fields
+        ],
+    )
+
+
+def lookup_key_from(key: objects_pb2.ObjectKey) -> ObjectKey:
+    """The key of an object to be read.
+
+    Raises:
+        InvalidRequest: It names none.
+    """
+    faults = kind_faults(key.kind, "key.kind")
+    if not key.name:
+        faults.append(Fault("key.name", "must not be empty"))
+    if key.kind == "ModelVersion" and not key.version:
+        faults.append(Fault("key.version", "must not be empty for a ModelVersion"))
+    if key.kind in KINDS and key.kind != "ModelVersion" and key.version:
+        faults.append(Fault("key.version", f"must be empty for a {key.kind}"))
+    if faults:
+        raise InvalidRequest.of(faults)
+    return object_key_from(key)
+
+
+def kind_faults(kind: str, path: str) -> list[Fault]:
+    """Whether a kind exists."""
+    return [] if kind in KINDS else [Fault(path, f"'{kind}' is none of {', '.join(KINDS)}")]
+
+
+def record_from(request: registry_pb2.RegisterHostRequest, host_id: str) -> resources_pb2.HostRecord | None:
+    """The record that a report brings; None if it brings none, which the first one may not.
+
+    Args:
+        request: The report.
+        host_id: Whose stream it is; empty on the first report.
+
+    Raises:
+        InvalidRequest: With every fault of the record.
+    """
+    if not request.HasField("record"):
+        if host_id:
+            return None
+        raise InvalidRequest.of([Fault("record", "the first report must bring the record")])
+    record = request.record
+    faults = record_faults(record)
+    if host_id and record.host_id != host_id:
+        faults.append(Fault("record.host_id", f"this stream is of '{host_id}', not of '{record.host_id}'"))
+    if faults:
+        raise InvalidRequest.of(faults)
+    return record
+
+
+def record_faults(record: resources_pb2.HostRecord) -> list[Fault]:
+    """Everything wrong with a host's record."""
+    faults = []
+    if not is_dns_label(record.host_id):
+        faults.append(Fault("record.host_id", f"'{record.host_id}' must be a DNS label, at most 63 characters"))
+    host, _, port = record.address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        faults.append(Fault("record.address", f"'{record.address}' must be HOST:PORT"))
+    if not is_dns_label(record.pool):
+        faults.append(Fault("record.pool", f"'{record.pool}' is not the name of a pool"))
+    if record.device.kind not in (resources_pb2.DEVICE_KIND_CPU, resources_pb2.DEVICE_KIND_CUDA):
+        faults.append(Fault("record.device.kind", f"{record.device.kind} is no kind of device"))
+    for path, value in (("memory_bytes", record.device.memory_bytes), ("used_bytes", record.device.used_bytes)):
+        if value < 0:
+            faults.append(Fault(f"record.device.{path}", f"{value} must not be negative"))
+    if record.ByteSize() > MAX_RECORD_BYTES:
+        faults.append(Fault("record", f"takes {record.ByteSize()} bytes, at most {MAX_RECORD_BYTES}"))
+    return faults
+
+
+def plan_from(request: registry_pb2.PublishPlanRequest) -> registry_pb2.Plan:
+    """The plan to be published.
+
+    Raises:
+        InvalidRequest: There is none, or the store could not hold it.
+    """
+    if not request.HasField("plan"):
+        raise InvalidRequest.of([Fault("plan", "must be set")])
+    if request.plan.ByteSize() > MAX_OBJECT_BYTES:
+        raise InvalidRequest.of([Fault("plan", f"takes {request.plan.ByteSize()} bytes, at most {MAX_OBJECT_BYTES}")])
+    return request.plan
+
+
+def page_size_from(page_size: int, *, default: int, most: int) -> int:
+    """How many a page has.
+
+    Raises:
+        InvalidRequest: It is negative.
+    """
+    if page_size < 0:
+        raise InvalidRequest.of([Fault("page_size", f"{page_size} must not be negative")])
+    return min(page_size or default, most)
+
+
+def revision_token_from(token: str) -> int:
+    """The revision at which a page of the history begins.
+
+    Raises:
+        InvalidRequest: It is no token of ListRevisions.
+    """
+    (revision,) = token_from(token, int)
+    return int(revision)
+
+
+def token_to(*parts: str | int) -> str:
+    """A page token; opaque to callers, and no secret."""
+    return base64.urlsafe_b64encode(json.dumps(parts).encode()).decode().rstrip("=")
+
+
+def token_from(token: str, *kinds: type) -> list[str | int]:
+    """The parts of a page token.
+
+    Args:
+        token: As `token_to` made it.
+        kinds: Type of each part.
+
+    Raises:
+        InvalidRequest: It is no token of this call.
+    """
+    try:
+        parts = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+    except (binascii.Error, ValueError):
+        parts = None
+    if not isinstance(parts, list) or [type(part) for part in parts] != list(kinds):
+        raise InvalidRequest.of([Fault("page_token", "is not one of this call's; begin again without it")])
+    return parts
