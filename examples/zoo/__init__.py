@@ -1,0 +1,1 @@
+"""Real models of five modalities, their manifests, and what prepares them."""

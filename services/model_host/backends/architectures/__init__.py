@@ -31,7 +31,7 @@ class Architecture(Protocol):
         """Compute one batch.
 
         Args:
-            inputs: Arrays by the names of the model's inputs, batch dimension first.
+            inputs: Writable arrays by the names of the model's inputs, batch dimension first.
             device: Where `module` lives.
 
         Returns:
