@@ -136,12 +136,12 @@ def place(versions: Iterable[ModelVersion], sites: Iterable[Site], measured: Mea
     )
 
 
-def memory_need(version: ModelVersion, site: Site, measured: Measured) -> int:
+def memory_need(version: ModelVersion, host: HostRecord, measured: Measured) -> int:
     """Bytes a version takes on a host: measured there, else on such a device, else as declared."""
-    hosted = site.record.hosted(version.model_key)
+    hosted = host.hosted(version.model_key)
     if hosted is not None and hosted.memory_bytes > 0:
         return hosted.memory_bytes
-    return measured.get((version.model_key, site.record.device.kind), version.memory_bytes)
+    return measured.get((version.model_key, host.device.kind), version.memory_bytes)
 
 
 class _Refusal(enum.IntEnum):
@@ -191,7 +191,7 @@ class _Room:
         return hosted.memory_bytes if version is None else self.need(version)
 
     def need(self, version: ModelVersion) -> int:
-        return memory_need(version, self.site, self._measured)
+        return memory_need(version, self.site.record, self._measured)
 
     def refusal(self, version: ModelVersion, holders: Sequence[str]) -> tuple[_Refusal, str] | None:
         """Why the version cannot be loaded here now; None if it can."""

@@ -9,7 +9,7 @@ travel, where decisions are kept and how host processes run is behind the ports 
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
 from typing import Protocol
@@ -19,7 +19,7 @@ from services.domain.errors import StaleFencingToken, YardError
 from services.domain.host import HostRecord
 from services.domain.model import ModelKey, ModelState
 from services.domain.objects import Model, ModelVersion, Pool
-from services.policy.placement import Assignment, Load, Placed, Standing, Unload, Unplaced, place
+from services.policy.placement import Assignment, Load, Placed, Standing, Unload, Unplaced, memory_need, place
 from services.resource_manager.order_book import OrderBook, Outcome
 
 RELEASE_AFTER_S = 30.0
@@ -269,9 +269,17 @@ class Reconciler:
             model = fleet.models.get(load.key.model)
             if model is not None and not self._book.busy(load.key, load.host_id):
                 host = fleet.hosts[load.host_id]
+                # A host that has not measured the version goes by what it is told that it takes.
+                need = memory_need(version, host, self._book.measured)
                 decision_id = self._open(load, host, fleet, authority, now_s)
-                token = authority.fencing_token
-                order = partial(self._orders.load, host, version, model, decision_id=decision_id, fencing_token=token)
+                order = partial(
+                    self._orders.load,
+                    host,
+                    replace(version, memory_bytes=need),
+                    model,
+                    decision_id=decision_id,
+                    fencing_token=authority.fencing_token,
+                )
                 self._send(order, load.key, load.host_id, authority)
         # A registry that knows of no revision at all has lost them, or was never asked for anything.
         for unload in assignment.unloads if fleet.revision > 0 else ():

@@ -92,11 +92,11 @@ def test_no_host_is_given_more_than_its_memory(fleet: tuple[list[ModelVersion], 
         if not loads:
             continue
         held = sum(
-            memory_need(by_key[one.key], site, measured) if one.key in by_key else one.memory_bytes
+            memory_need(by_key[one.key], site.record, measured) if one.key in by_key else one.memory_bytes
             for one in site.record.models
             if one.state is not ModelState.FAILED and one.key not in loads
         )
-        held += sum(memory_need(by_key[key], site, measured) for key in loads)
+        held += sum(memory_need(by_key[key], site.record, measured) for key in loads)
         assert held <= site.record.device.memory_bytes
 
 

@@ -10,7 +10,7 @@ from services.domain.model import ModelKey, ModelState
 from services.resource_manager.order_book import SHOWN_WITHIN_S
 from services.resource_manager.reconciler import RELEASE_AFTER_S, Action, Reconciler
 from tests.fakes.fleet import FakeAuthority, FakeFleet, FakeJournal, FakeLauncher
-from tests.fakes.objects import a_host, a_model, a_pool, a_version, hosted
+from tests.fakes.objects import MIB, a_host, a_model, a_pool, a_version, hosted
 
 
 class Yard:
@@ -470,3 +470,16 @@ async def test_a_host_out_of_reach_is_tried_again_after_a_rest() -> None:
     assert len(yard.fleet.sent) == 1
     now_s = yard.clock.now_s()
     assert yard.reconciler.next_retry_s(now_s) == now_s + 1.0
+
+
+async def test_a_host_is_told_what_others_measured_instead_of_what_was_declared() -> None:
+    yard = Yard()
+    yard.wants("m", replicas=2, mib=90)
+    yard.fleet.hosts["a"] = a_host("a", hosted("m", mib=20))
+    yard.fleet.hosts["b"] = a_host("b", mib=50)
+
+    await yard.turn(2)
+
+    assert yard.fleet.sent == [("load", "m:1.0.0", "b")]
+    (entry,) = yard.fleet.hosts["b"].models
+    assert entry.memory_bytes == 20 * MIB
