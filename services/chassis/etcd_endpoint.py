@@ -130,6 +130,8 @@ def raise_if_final(error: grpc.aio.AioRpcError) -> None:
         raise Compacted(0) from error
     if code is grpc.StatusCode.NOT_FOUND and "lease not found" in details:
         raise LeaseGone(details) from error
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
+        raise Internal(f"a message to or from etcd is too large: {details}") from error
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         # NOSPACE or too many requests: refused before anything was done.
         raise StoreUnavailable(f"etcd refuses: {details}", metadata={"outcome": "none"}) from error
