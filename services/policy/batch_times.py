@@ -19,8 +19,8 @@ SHORTEST_S = 1e-7
 
 
 def bucket_of(rows: int) -> int:
-    """The least power of two that is not below `rows`."""
-    return 1 << max(0, rows - 1).bit_length()
+    """The least power of two that is not below `rows`; 1 for none."""
+    return 1 << (rows - 1).bit_length() if rows > 1 else 1
 
 
 @dataclass(slots=True)
@@ -45,6 +45,15 @@ class BatchTimes:
         self._per_item_s: float | None = None
         self._sum_n = self._sum_b = self._sum_bb = self._sum_t = self._sum_bt = 0.0
 
+    def copy(self) -> "BatchTimes":
+        """One that knows the same and learns by itself."""
+        twin = BatchTimes(self._prior_s)
+        twin._means = {bucket: _Mean(mean.rows, mean.time_s) for bucket, mean in self._means.items()}
+        twin._per_item_s = self._per_item_s
+        twin._sum_n, twin._sum_b, twin._sum_bb = self._sum_n, self._sum_b, self._sum_bb
+        twin._sum_t, twin._sum_bt = self._sum_t, self._sum_bt
+        return twin
+
     @property
     def measured(self) -> bool:
         """Whether a batch was seen."""
@@ -52,9 +61,10 @@ class BatchTimes:
 
     def observe(self, rows: int, time_s: float) -> None:
         """Learn that a batch of `rows` rows took `time_s` seconds."""
-        mean = self._means.get(bucket_of(rows))
+        bucket = bucket_of(rows)
+        mean = self._means.get(bucket)
         if mean is None:
-            self._means[bucket_of(rows)] = _Mean(float(rows), time_s)
+            self._means[bucket] = _Mean(float(rows), time_s)
         else:
             mean.rows += BUCKET_WEIGHT * (rows - mean.rows)
             mean.time_s += BUCKET_WEIGHT * (time_s - mean.time_s)
@@ -93,6 +103,9 @@ class BatchTimes:
     def _interpolate(self, rows: int) -> float:
         if not self._means:
             return self._prior_s * rows
+        same = self._means.get(bucket_of(rows))
+        if same is not None and same.rows == rows:
+            return same.time_s
         below = above = None
         for _, mean in sorted(self._means.items()):
             if mean.rows <= rows:
@@ -112,26 +125,37 @@ class ServiceTimes:
     """Batch times of one model: over all calls, and per power-of-two size of a row.
 
     A row's size is the number of its elements; models with free dimensions (text, audio)
-    take longer for longer rows.
+    take longer for longer rows. While only one size was seen, the two are the same.
     """
 
-    __slots__ = ("_by_size", "_prior_s", "overall")
+    __slots__ = ("_by_size", "_only_size", "_prior_s", "overall")
 
     def __init__(self, prior_s: float) -> None:
         """Start from the declared time of a batch of one."""
         self._prior_s = prior_s
-        self.overall = BatchTimes(prior_s)
+        self._only_size: int | None = None
         self._by_size: dict[int, BatchTimes] = {}
+        self.overall = BatchTimes(prior_s)
 
     def of_size(self, elements: int) -> BatchTimes:
         """Times of rows of about `elements` elements; of all rows while none such was seen."""
-        return self._by_size.get(bucket_of(elements), self.overall)
+        return self._by_size.get(bucket_of(elements), self.overall) if self._by_size else self.overall
 
     def observe(self, rows: int, elements: int, time_s: float) -> None:
         """Learn that a batch of `rows` rows of `elements` elements each took `time_s` seconds."""
-        self.overall.observe(rows, time_s)
         bucket = bucket_of(elements)
-        times = self._by_size.get(bucket)
-        if times is None:
-            times = self._by_size[bucket] = BatchTimes(self._prior_s)
-        times.observe(rows, time_s)
+        if bucket != self._only_size or self._by_size:
+            self._learn_sizes(bucket)
+        if self._by_size:
+            self._by_size[bucket].observe(rows, time_s)
+        self.overall.observe(rows, time_s)
+
+    def _learn_sizes(self, bucket: int) -> None:
+        """Begin to tell sizes apart at the second one; the first takes over what all were."""
+        if self._only_size is None:
+            self._only_size = bucket
+        elif bucket != self._only_size and not self._by_size:
+            self._by_size[self._only_size] = self.overall.copy()
+            self._by_size[bucket] = BatchTimes(self._prior_s)
+        elif self._by_size and bucket not in self._by_size:
+            self._by_size[bucket] = BatchTimes(self._prior_s)
