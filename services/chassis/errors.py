@@ -162,9 +162,9 @@ def from_rpc_error(error: grpc.aio.AioRpcError | grpc.RpcError) -> YardError:
 
 def _by_status(code: grpc.StatusCode, message: str) -> tuple[type[YardError], str]:
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        if message.startswith(_REQUEST_TOO_LARGE):
+        if any(words in message for words in _REQUEST_TOO_LARGE):
             return domain.InvalidRequest, message
-        if message.startswith(_ANSWER_TOO_LARGE):
+        if any(words in message for words in _ANSWER_TOO_LARGE):
             return domain.Internal, message
     cls = _CLASS_OF_STATUS.get(code, domain.Internal)
     return cls, message if cls is not domain.Internal else f"{code.name}: {message}"

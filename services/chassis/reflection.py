@@ -26,7 +26,15 @@ class Pools:
 
     def FindFileContainingSymbol(self, symbol: str) -> FileDescriptor:
         """The file that declares `symbol`; KeyError when no pool has it."""
-        return self._first(lambda pool: pool.FindFileContainingSymbol(symbol))
+        try:
+            return self._first(lambda pool: pool.FindFileContainingSymbol(symbol))
+        except KeyError:
+            # Protobuf's upb pools do not know methods as symbols; tools ask to describe them.
+            service, _, method = symbol.rpartition(".")
+            found = self._first(lambda pool: pool.FindServiceByName(service))
+            if method not in found.methods_by_name:
+                raise
+            return found.file
 
     def FindMessageTypeByName(self, name: str) -> Descriptor:
         """The message; KeyError when no pool has it."""

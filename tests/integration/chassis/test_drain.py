@@ -1,0 +1,128 @@
+import asyncio
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+
+from services.chassis.channels import call, open_channel
+from services.chassis.errors import from_rpc_error
+from services.domain.errors import Draining, HostUnavailable, YardError
+from tests.integration.chassis.conftest import Served, close, serve
+from tests.integration.chassis.notes import Note, Stub
+
+SENDERS = 4
+CALLS_AT_LEAST = 50
+HEALTH_EVERY_S = 0.05
+
+
+@dataclass
+class Tally:
+    sent: int = 0
+    lost: int = 0
+    told: bool = False
+    """Whether the senders know that the server takes no more calls."""
+
+
+async def send(stub: Stub, tally: Tally) -> None:
+    while not tally.told:
+        tally.sent += 1
+        try:
+            await call(stub.One, Note(), timeout_s=10)
+        except YardError:
+            tally.lost += 1
+
+
+async def ask_health(channel: grpc.aio.Channel, tally: Tally) -> None:
+    stub = health_pb2_grpc.HealthStub(channel)
+    while not tally.told:
+        await asyncio.sleep(HEALTH_EVERY_S)
+        try:
+            answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
+        except grpc.aio.AioRpcError:
+            tally.told = True
+        else:
+            tally.told = answer.status != health_pb2.HealthCheckResponse.SERVING
+
+
+async def drained_under_load(lame_duck_s: float) -> Tally:
+    served, tally = await serve(), Tally()
+    async with open_channel(served.address) as channel:
+        senders = [asyncio.ensure_future(send(Stub(channel), tally)) for _ in range(SENDERS)]
+        async with asyncio.timeout(30):
+            while tally.sent < CALLS_AT_LEAST:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            asking = asyncio.ensure_future(ask_health(channel, tally))
+            await served.server.drain(lame_duck_s=lame_duck_s)
+            await asyncio.gather(asking, *senders)
+    await served.channel.close()
+    return tally
+
+
+async def test_lame_duck_loses_no_call_of_callers_who_heed_health() -> None:
+    tally = await drained_under_load(lame_duck_s=1.0)
+
+    assert tally.sent >= CALLS_AT_LEAST
+    assert tally.lost == 0
+
+
+async def test_stop_without_lame_duck_loses_calls() -> None:
+    """What the test above would look like with its defence removed."""
+    tally = await drained_under_load(lame_duck_s=0.0)
+
+    assert tally.lost > 0
+
+
+async def refused(channel: grpc.aio.Channel) -> bool:
+    try:
+        await call(Stub(channel).One, Note(), timeout_s=5)
+    except HostUnavailable:
+        return True
+    return False
+
+
+async def test_call_in_progress_ends_well_after_the_server_has_stopped_to_listen(served: Served) -> None:
+    waiting = asyncio.ensure_future(call(served.stub.One, Note(text="wait"), timeout_s=30))
+    await served.notes.entered.wait()
+
+    draining = asyncio.ensure_future(served.server.drain(lame_duck_s=0.0, grace_s=30.0))
+    async with asyncio.timeout(20), open_channel(served.address) as late:
+        while not await refused(late):
+            pass
+    served.notes.release.set()
+
+    assert (await waiting).text == "wait"
+    await draining
+
+
+async def test_call_that_outlasts_the_grace_is_cut_as_unavailable(served: Served) -> None:
+    waiting = asyncio.ensure_future(call(served.stub.One, Note(text="wait"), timeout_s=30))
+    await served.notes.entered.wait()
+
+    await served.server.drain(lame_duck_s=0.0, grace_s=0.01)
+
+    with pytest.raises(HostUnavailable):
+        await waiting
+    await served.notes.was_cancelled.wait()
+
+
+async def test_endless_stream_is_ended_as_draining_and_not_waited_for(served: Served) -> None:
+    stream = served.stub.Follow(Note(), timeout=600)
+    first = await stream.read()
+
+    async with asyncio.timeout(30):  # far below the grace
+        await served.server.drain(lame_duck_s=0.0, grace_s=300.0)
+
+    assert first == Note(text="following")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stream.read()
+    assert type(from_rpc_error(caught.value)) is Draining
+    assert served.notes.was_cancelled.is_set()
+    assert served.server.draining
+
+
+async def test_server_that_never_started_drains() -> None:
+    served = await serve()
+    await close(served)
+    await served.server.drain(lame_duck_s=0.0)
