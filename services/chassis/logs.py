@@ -103,3 +103,16 @@ class _ToStructlog(logging.Handler):
 def _render(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> str:
     """One line; a value that JSON cannot hold is written as its `repr`."""
     return msgspec.json.encode(event, enc_hook=repr).decode()
+
+
+def _before_setup() -> None:
+    """Until `setup_logging`, warnings go to standard error: standard output belongs to a tool's answer."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=lambda *_: structlog.WriteLogger(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+if not structlog.is_configured():
+    _before_setup()

@@ -215,12 +215,16 @@ async def test_watch_gives_history_then_news_with_whole_revisions(client: EtcdCl
     await watcher.stop()
 
 
-async def test_answer_too_large_for_one_message_comes_whole(client: EtcdClient, prefix: str) -> None:
-    wrote = [await client.put(f"{prefix}{n}", bytes([n]) * 700_000) for n in range(12)]
+async def test_answer_sent_in_fragments_comes_with_whole_revisions(client: EtcdClient, prefix: str) -> None:
+    big = b"x" * 500_000
+    puts = [put_op(prefix + "a", big), put_op(prefix + "b", big), put_op(prefix + "c", big)]
+    wrote = [(await client.txn([], puts)).header.revision for _ in range(6)]
     watcher = Watcher(client, prefix, wrote[0])
 
-    assert await watcher.until(wrote[-1]) == wrote
-    assert [e.kv.value for batch in watcher.batches for e in batch.events] == [bytes([n]) * 700_000 for n in range(12)]
+    assert await watcher.until(wrote[-1]) == [revision for revision in wrote for _ in puts]
+    for batch in watcher.batches:
+        assert len(batch.events) % len(puts) == 0
+        assert all(event.kv.value == big for event in batch.events)
     await watcher.stop()
 
 

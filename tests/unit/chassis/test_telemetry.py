@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import structlog
 
-from services.chassis import span_export
+from services.chassis import logs, span_export
 from services.chassis.logs import logger, setup_logging
 from services.chassis.span_export import FinishedSpan
 from services.chassis.telemetry import Span, Telemetry
@@ -209,7 +208,7 @@ def log() -> Iterator[Lines]:
     level, handlers = root.level, list(root.handlers)
     setup_logging("router", "router-0", stream=lines.stream)
     yield lines
-    structlog.reset_defaults()
+    logs._before_setup()
     logging.captureWarnings(False)
     root.setLevel(level)
     root.handlers = handlers
@@ -247,6 +246,16 @@ def test_lines_below_the_level_are_left_out(log: Lines) -> None:
     logger().warning("yes")
 
     assert [line["message"] for line in log.read()] == ["yes"]
+
+
+def test_tool_that_sets_up_no_logging_keeps_its_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    logger().info("chatter")
+    logger().warning("odd")
+
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "odd" in said.err
+    assert "chatter" not in said.err
 
 
 def test_unknown_level_is_refused() -> None:
