@@ -1,0 +1,105 @@
+"""Which host gets the call."""
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.domain.rng import KeyedRng
+from services.policy import balancing, scoring
+from services.policy.scoring import HostState, VersionState
+
+RNG = KeyedRng(7)
+
+
+def bits(number: int) -> int:
+    return RNG.bits(f"call-{number}", "host/1")
+
+
+def some_states(count: int, *, base_s: float = 0.010) -> list[VersionState]:
+    return [
+        VersionState(HostState(f"h{index}"), base_s=base_s, per_item_s=0.0, now_s=0.0, ramps=False)
+        for index in range(count)
+    ]
+
+
+def picks(states: list[VersionState], *, now_s: float = 100.0, calls: int = 4000) -> Counter[str]:
+    return Counter(
+        balancing.pick(states, now_s=now_s, routers=1, bits=bits(number)).state.host.host_id for number in range(calls)
+    )
+
+
+def test_equal_hosts_share_the_calls() -> None:
+    shares = picks(some_states(3))
+
+    assert all(1200 < count < 1470 for count in shares.values()), shares
+
+
+def test_the_host_with_less_ahead_wins() -> None:
+    states = some_states(2)
+    for _ in range(3):
+        scoring.sent(states[0])
+
+    assert picks(states, now_s=0.0)["h0"] == 0
+
+
+def test_a_host_that_just_failed_gets_only_the_probes() -> None:
+    states = some_states(2)
+    scoring.punish_host(states[0], 100.0)
+
+    share = picks(states)["h0"] / 4000
+
+    assert 0.001 < share < 0.01, share  # half of the 1 % that ignore penalties, since the hosts are equal
+
+
+def test_among_many_hosts_each_is_drawn() -> None:
+    shares = picks(some_states(20))
+
+    assert len(shares) == 20
+    assert max(shares.values()) < 3 * min(shares.values()), shares
+
+
+def test_a_sample_has_no_host_twice() -> None:
+    states = some_states(5)
+
+    for number in range(500):
+        drawn = balancing.sample(states, bits(number))
+        assert len(drawn) == len({state.host.host_id for state in drawn}) == balancing.SAMPLE
+
+
+def test_a_newcomer_takes_its_share_step_by_step() -> None:
+    states = some_states(1)
+    states.append(VersionState(HostState("new"), base_s=0.010, per_item_s=0.0, now_s=100.0, ramps=True))
+
+    shares = [picks(states, now_s=100.0 + age_s)["new"] / 4000 for age_s in (0.0, 5.0, 10.0)]
+
+    assert 0.03 < shares[0] < 0.08, shares
+    assert 0.2 < shares[1] < 0.3, shares
+    assert 0.45 < shares[2] < 0.55, shares
+
+
+def test_newcomers_alone_take_every_call() -> None:
+    new = VersionState(HostState("new"), base_s=0.010, per_item_s=0.0, now_s=100.0, ramps=True)
+    newer = VersionState(HostState("newer"), base_s=0.010, per_item_s=0.0, now_s=100.0, ramps=True)
+
+    assert sum(picks([new, newer], now_s=100.0, calls=200).values()) == 200
+
+
+def test_a_remote_zone_wins_only_if_it_is_clearly_sooner() -> None:
+    near, far = some_states(2)
+    local = balancing.Pick(near, 0.012, 0.0)
+
+    assert balancing.nearest(local, balancing.Pick(far, 0.0095, 0.0), way_s=0.002) is local
+    spilt = balancing.nearest(local, balancing.Pick(far, 0.005, 0.0), way_s=0.002)
+    assert spilt.state is far
+    assert spilt.predicted_s == 0.007
+
+
+@given(st.integers(1, 40), st.integers(0, 2**64 - 1))
+def test_the_same_bits_pick_the_same_host(count: int, number: int) -> None:
+    states = some_states(count)
+
+    first = balancing.pick(states, now_s=1.0, routers=1, bits=number)
+    again = balancing.pick(states, now_s=1.0, routers=1, bits=number)
+
+    assert first.state is again.state

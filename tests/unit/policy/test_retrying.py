@@ -1,0 +1,133 @@
+"""Whether a failed call is tried again."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.domain.errors import (
+    BudgetExhausted,
+    Draining,
+    HostUnavailable,
+    InvalidRequest,
+    ModelFailed,
+    ModelNotReady,
+    Overloaded,
+    YardError,
+)
+from services.policy.retrying import (
+    BUDGET_BURST,
+    Attempted,
+    Fate,
+    GiveUp,
+    Retry,
+    RetryBudget,
+    decide,
+    fate_of,
+)
+
+LOST = Attempted(
+    error=HostUnavailable("gone"),
+    number=1,
+    most=3,
+    idempotent=True,
+    lost_in_good_standing=False,
+    remaining_s=10.0,
+    others=True,
+)
+
+
+def spent_budget() -> RetryBudget:
+    budget = RetryBudget(0.0)
+    while budget.spend(0.0):
+        pass
+    return budget
+
+
+@pytest.mark.parametrize(
+    ("error", "fate"),
+    [
+        (HostUnavailable("x"), Fate.MAY_HAVE_RUN),
+        (ModelFailed("x"), Fate.MAY_HAVE_RUN),
+        (ModelNotReady("x"), Fate.NEVER_RAN),
+        (Draining("x"), Fate.NEVER_RAN),
+        (Overloaded("x", retry_after_s=0.1), Fate.MAY_HAVE_RUN),
+        (Overloaded("x"), Fate.FINAL),
+        (InvalidRequest("x"), Fate.FINAL),
+        (BudgetExhausted("x"), Fate.FINAL),
+    ],
+)
+def test_errors_tell_whether_the_call_may_have_run(error: YardError, fate: Fate) -> None:
+    assert fate_of(error) is fate
+
+
+def test_a_lost_call_goes_elsewhere_at_once() -> None:
+    assert decide(LOST, RetryBudget(0.0), now_s=0.0, chance=0.9) == Retry(elsewhere=True, backoff_s=0.0)
+
+
+def test_what_may_have_run_is_not_repeated_unless_idempotent() -> None:
+    verdict = decide(replace(LOST, idempotent=False), RetryBudget(0.0), now_s=0.0, chance=0.5)
+
+    assert isinstance(verdict, GiveUp)
+
+
+def test_what_never_ran_is_repeated_even_if_not_idempotent() -> None:
+    refused = replace(LOST, error=ModelNotReady("loading"), idempotent=False)
+
+    assert isinstance(decide(refused, RetryBudget(0.0), now_s=0.0, chance=0.5), Retry)
+
+
+def test_attempts_have_a_limit() -> None:
+    assert isinstance(decide(replace(LOST, number=3), RetryBudget(0.0), now_s=0.0, chance=0.5), GiveUp)
+
+
+def test_a_spent_budget_stops_retries() -> None:
+    verdict = decide(LOST, spent_budget(), now_s=0.0, chance=0.5)
+
+    assert verdict == GiveUp("the route's retry budget is spent")
+
+
+def test_the_loss_of_a_good_host_is_free_of_the_budget() -> None:
+    lost = replace(LOST, lost_in_good_standing=True)
+
+    assert isinstance(decide(lost, spent_budget(), now_s=0.0, chance=0.5), Retry)
+
+
+def test_the_same_host_is_tried_only_after_a_pause() -> None:
+    alone = replace(LOST, others=False, number=2)
+
+    assert decide(alone, RetryBudget(0.0), now_s=0.0, chance=0.5) == Retry(elsewhere=False, backoff_s=0.025)
+    assert decide(alone, RetryBudget(0.0), now_s=0.0, chance=0.0) == Retry(elsewhere=False, backoff_s=0.0)
+
+
+def test_the_same_host_is_not_tried_before_it_asked_to_be() -> None:
+    pushed_back = replace(LOST, others=False, error=Overloaded("full", retry_after_s=0.4))
+
+    assert decide(pushed_back, RetryBudget(0.0), now_s=0.0, chance=0.5) == Retry(elsewhere=False, backoff_s=0.4)
+
+
+def test_a_pause_that_outlasts_the_deadline_is_not_made() -> None:
+    pushed_back = replace(LOST, others=False, error=Overloaded("full", retry_after_s=0.4), remaining_s=0.3)
+
+    assert isinstance(decide(pushed_back, RetryBudget(0.0), now_s=0.0, chance=0.5), GiveUp)
+
+
+def test_a_quiet_route_gets_its_budget_back_by_time() -> None:
+    budget = spent_budget()
+
+    assert not budget.spend(0.5)
+    assert budget.spend(1.5)
+
+
+@given(st.integers(100, 3000), st.floats(0.0, 5.0))
+def test_when_everything_fails_retries_stay_near_a_tenth_of_the_calls(calls: int, seconds: float) -> None:
+    budget = RetryBudget(0.0)
+    retries = 0
+
+    for number in range(calls):
+        now_s = seconds * number / calls
+        budget.earn()
+        retries += isinstance(decide(LOST, budget, now_s=now_s, chance=0.5), Retry)
+
+    assert retries <= BUDGET_BURST + 0.1 * calls + seconds + 1

@@ -1,0 +1,178 @@
+"""Predictions of when a host would answer."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.domain.host import ModelLoad
+from services.domain.model import ModelKey
+from services.policy import scoring
+from services.policy.scoring import HostState, VersionState
+
+KEY = ModelKey("m", "1.0.0")
+
+
+def a_state(*, base_s: float = 0.010, per_item_s: float = 0.0, host: HostState | None = None) -> VersionState:
+    state = VersionState(host or HostState("h"), base_s=base_s, per_item_s=per_item_s, now_s=0.0, ramps=False)
+    state.host.network_s = 0.0
+    return state
+
+
+def a_load(
+    *, queued: int = 0, running: int = 0, cap: int = 1, base_s: float = 0.010, per_item_s: float = 0.0
+) -> ModelLoad:
+    return ModelLoad(KEY, queued, running, cap, base_s, per_item_s)
+
+
+def test_idle_host_answers_after_one_batch_of_one() -> None:
+    assert scoring.completion_s(a_state(), 0.0, routers=1) == pytest.approx(0.010)
+
+
+def test_own_calls_in_flight_stand_ahead() -> None:
+    state = a_state()
+
+    for _ in range(3):
+        scoring.sent(state)
+
+    assert scoring.completion_s(state, 0.0, routers=1) == pytest.approx(0.040)
+
+
+def test_calls_of_other_routers_are_guessed_from_the_own() -> None:
+    state = a_state()
+
+    scoring.sent(state)
+
+    assert scoring.backlog(state, 0.0, routers=3) == 3
+
+
+def test_a_whole_batch_takes_the_time_of_a_batch() -> None:
+    state = a_state()
+    scoring.reported(state, a_load(queued=8, cap=8, base_s=0.002, per_item_s=0.001), 0.0)
+
+    # One full batch of eight, then the call alone.
+    assert scoring.completion_s(state, 0.0, routers=1) == pytest.approx(0.010 + 0.003)
+
+
+def test_reported_queue_is_worked_off_as_time_passes() -> None:
+    state = a_state()
+    scoring.reported(state, a_load(queued=10), 0.0)
+
+    assert scoring.backlog(state, 0.050, routers=1) == 5
+    assert scoring.backlog(state, 9.0, routers=1) == 0
+
+
+def test_calls_sent_to_a_host_that_fell_silent_do_not_count_for_ever() -> None:
+    state = a_state()
+    for _ in range(64):
+        scoring.ended(state, scoring.sent(state))
+
+    assert scoring.backlog(state, 0.0, routers=1) == 64
+    assert scoring.backlog(state, 1.0, routers=1) == 0
+
+
+def test_a_report_replaces_the_count_of_calls_sent() -> None:
+    state = a_state()
+    for _ in range(5):
+        scoring.ended(state, scoring.sent(state))
+
+    scoring.reported(state, a_load(queued=1), 0.0)
+
+    assert scoring.backlog(state, 0.0, routers=1) == 1
+
+
+def test_a_report_without_a_batch_time_keeps_the_prior() -> None:
+    state = a_state(base_s=0.5)
+
+    scoring.reported(state, a_load(base_s=0.0), 1.0)
+
+    assert state.batch_s(1) == 0.5
+    assert state.measured_at_s == -math.inf
+
+
+def test_work_for_other_versions_on_the_device_stands_ahead() -> None:
+    host = HostState("h")
+    slow, quick = a_state(base_s=0.100, host=host), a_state(base_s=0.010, host=host)
+
+    scoring.sent(slow)
+
+    assert scoring.completion_s(quick, 0.0, routers=1) == pytest.approx(0.110)
+
+
+def test_an_idle_host_has_no_work_left_over_from_rounding() -> None:
+    state = a_state(base_s=0.1)
+
+    taken = [scoring.sent(state) for _ in range(1000)]
+    for work_s in taken:
+        scoring.ended(state, work_s)
+
+    assert state.host.work_s == 0.0
+    assert state.host.in_flight == 0
+
+
+def test_a_failure_adds_five_seconds_that_fade_by_time_and_not_by_success() -> None:
+    state = a_state()
+    scoring.punish_host(state, 0.0)
+
+    for _ in range(100):
+        scoring.answered(state, 0.0)
+
+    assert scoring.penalty_s(state, 0.0) == pytest.approx(5.0)
+    assert scoring.penalty_s(state, 10.0) == pytest.approx(5.0 / math.e)
+    assert scoring.penalty_s(state, 200.0) == 0.0
+
+
+def test_a_host_that_names_a_time_is_penalised_by_that_time() -> None:
+    state = a_state()
+
+    scoring.punish_version(state, 0.0, pushback_s=0.25)
+
+    assert scoring.penalty_s(state, 0.0) == pytest.approx(0.25)
+
+
+def test_a_failing_version_leaves_the_others_on_its_host_alone() -> None:
+    host = HostState("h")
+    failing, sound = a_state(host=host), a_state(host=host)
+
+    scoring.punish_version(failing, 0.0)
+
+    assert scoring.penalty_s(failing, 0.0) > 0.0
+    assert scoring.penalty_s(sound, 0.0) == 0.0
+
+
+def test_an_answer_clears_the_suspicion_and_teaches_the_way() -> None:
+    state = a_state()
+    state.host.suspect = True
+    state.host.network_s = 0.010
+
+    scoring.answered(state, 0.020)
+
+    assert not state.host.suspect
+    assert state.host.network_s == pytest.approx(0.011)
+
+
+@given(
+    st.lists(st.sampled_from(["send", "end", "report"]), max_size=60),
+    st.floats(0.0, 100.0),
+    st.integers(1, 4),
+    st.integers(1, 16),
+)
+def test_predictions_are_finite_and_never_below_the_idle_time(
+    steps: list[str], later_s: float, routers: int, cap: int
+) -> None:
+    state = a_state(base_s=0.001, per_item_s=0.0005)
+    taken: list[float] = []
+    for step in steps:
+        if step == "send":
+            taken.append(scoring.sent(state))
+        elif step == "end" and taken:
+            scoring.ended(state, taken.pop())
+        elif step == "report":
+            scoring.reported(state, a_load(queued=3, cap=cap, base_s=0.001, per_item_s=0.0005), 0.0)
+
+    predicted_s = scoring.completion_s(state, later_s, routers=routers)
+
+    assert math.isfinite(predicted_s)
+    assert predicted_s >= scoring.idle_s(state) - 1e-12
+    assert scoring.backlog(state, later_s, routers=routers) >= state.in_flight == len(taken)
