@@ -27,6 +27,10 @@ from services.domain.errors import DeadlineRequired, Draining, Internal, Malform
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
+_SAME_TIME_S = 0.02
+"""A caller whose deadline passes cancels, by its own clock, about when the deadline passes here."""
+
+
 @dataclass(frozen=True, slots=True)
 class CallRules:
     """What holds for every method of one service."""
@@ -195,7 +199,8 @@ class _Method:
         if isinstance(error, asyncio.CancelledError):
             error = self._draining(error)
         if isinstance(error, asyncio.CancelledError):
-            late = context.time_remaining() == 0
+            remaining_s = context.time_remaining()
+            late = remaining_s is not None and remaining_s < _SAME_TIME_S
             self._close(span, "DEADLINE_EXCEEDED" if late else "CANCELLED", start_s)
             raise error
         if isinstance(error, grpc.aio.AbortError):  # the servicer has ended the call itself

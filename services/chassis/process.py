@@ -10,12 +10,13 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
+from importlib import metadata
 from typing import Any, TypeVar
 
 import uvloop
 
 from services.chassis import config as settings
-from services.chassis.instruments import watch_loop_lag
+from services.chassis.instruments import BUILD, watch_loop_lag
 from services.chassis.telemetry import logger, setup_logging
 from services.domain.clock import SystemClock
 from services.domain.errors import YardError
@@ -184,6 +185,13 @@ def _explained(name: str, error: BaseException) -> str:
     return f"{name}: cannot start: {error or type(error).__name__}"
 
 
+def _version() -> str:
+    try:
+        return metadata.version("modelyard")
+    except metadata.PackageNotFoundError:
+        return "unknown"  # run from a checkout that was never installed
+
+
 def main(name: str, config_cls: type[C], start: Callable[[C, Process], Awaitable[None]]) -> int:
     """Load the configuration from flags, environment and file, set up logging, and run.
 
@@ -199,5 +207,7 @@ def main(name: str, config_cls: type[C], start: Callable[[C, Process], Awaitable
         config = settings.load(config_cls, prog=f"python -m services.{name}", argv=sys.argv[1:], environ=os.environ)
     except settings.ConfigError as error:
         return settings.exit_with_faults(error)
-    setup_logging(name, getattr(config, "instance", None) or name, level=getattr(config, "log_level", "info"))
+    instance = getattr(config, "instance", None) or name
+    setup_logging(name, instance, level=getattr(config, "log_level", "info"))
+    BUILD.info({"service": name, "instance": instance, "version": _version()})
     return run(name, lambda process: start(config, process))

@@ -45,7 +45,7 @@ class ServerLimits:
     """Largest metadata of one call."""
     max_concurrent_streams: int = 256
     """Calls at once on one connection; further ones wait at the caller."""
-    max_connection_idle_s: float = 900.0
+    max_connection_idle_s: float = 300.0
     """A connection without calls is closed after this long."""
     max_connection_age_s: float = 600.0
     """A connection is told to go after this long, give or take a tenth (gRPC spreads it); it bounds
@@ -131,7 +131,10 @@ class Server:
 
         Raises:
             TypeError: `servicer` lacks a method, or `endless` names one that does not stream.
+            RuntimeError: The server has started.
         """
+        if self._server is not None:
+            raise RuntimeError("services are added before the server starts")
         rules = CallRules(self._telemetry, self._clock, deadline is DeadlineRule.REQUIRED, True)
         self._add(service, servicer, rules, name=name or service.full_name, messages=messages or {}, endless=endless)
         if reflection_pool is not None:

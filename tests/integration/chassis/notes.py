@@ -1,7 +1,7 @@
 """A service of the tests: one method of each of gRPC's four kinds, described in a pool of its own."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
 import grpc.aio
@@ -61,12 +61,15 @@ class Notes:
         self.release = asyncio.Event()
         self.raises: BaseException | None = None
         self.was_cancelled = asyncio.Event()
+        self.on_call: Callable[[Any], object] | None = None
 
     def _see(self, request: Any, context: Any) -> None:
         trace = current()
         self.requests.append(request)
         self.trace_ids.append(None if trace is None else trace.trace_id)
         self.remaining_s.append(context.time_remaining())
+        if self.on_call is not None:
+            self.on_call(context)
         if self.raises is not None:
             raise self.raises
 

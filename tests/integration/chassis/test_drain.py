@@ -8,6 +8,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-un
 
 from services.chassis.channels import call, open_channel
 from services.chassis.errors import from_rpc_error
+from services.chassis.server import ServerLimits
 from services.domain.errors import Draining, HostUnavailable, YardError
 from tests.integration.chassis.conftest import Served, close, serve
 from tests.integration.chassis.notes import Note, Stub
@@ -72,6 +73,23 @@ async def test_stop_without_lame_duck_loses_calls() -> None:
     tally = await drained_under_load(lame_duck_s=0.0)
 
     assert tally.lost > 0
+
+
+async def test_old_connections_are_replaced_without_losing_a_call() -> None:
+    served, tally = await serve(ServerLimits(max_connection_age_s=0.3, max_connection_age_grace_s=5.0)), Tally()
+    peers: set[str] = set()
+    served.notes.on_call = lambda context: peers.add(context.peer())
+    async with open_channel(served.address) as channel:
+        senders = [asyncio.ensure_future(send(Stub(channel), tally)) for _ in range(SENDERS)]
+        async with asyncio.timeout(60):
+            while len(peers) < 4:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        tally.told = True
+        await asyncio.gather(*senders)
+    await close(served)
+
+    assert tally.sent >= CALLS_AT_LEAST
+    assert tally.lost == 0
 
 
 async def refused(channel: grpc.aio.Channel) -> bool:

@@ -11,6 +11,7 @@ import grpc.aio
 import pytest
 import structlog
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_status import rpc_status  # type: ignore[import-untyped]
 
 from services.chassis.channels import call, open_channel
@@ -389,6 +390,31 @@ async def test_calls_are_counted_by_method_and_status(served: Served) -> None:
         "INTERNAL": 1,
         "INVALID_ARGUMENT": 1,
     }
+
+
+async def test_call_that_its_caller_cancels_is_counted_as_such(served: Served) -> None:
+    before = calls_counted("One", "CANCELLED")
+
+    waiting = asyncio.ensure_future(served.stub.One(Note(text="wait"), timeout=60))
+    await served.notes.entered.wait()
+    waiting.cancel()
+    await served.notes.was_cancelled.wait()
+    await served.stub.One(Note(), timeout=5)
+
+    assert calls_counted("One", "CANCELLED") - before == 1
+
+
+async def test_abort_of_the_servicer_itself_is_counted_by_its_status(served: Served) -> None:
+    labels = {"service": "grpc.health.v1.Health", "method": "Check", "status": "NOT_FOUND"}
+    name = "modelyard_rpc_server_duration_seconds_count"
+    before = REGISTRY.get_sample_value(name, labels) or 0.0
+
+    error = await error_of(
+        health_pb2_grpc.HealthStub(served.channel).Check(health_pb2.HealthCheckRequest(service="x"), timeout=5)
+    )
+
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+    assert REGISTRY.get_sample_value(name, labels) == before + 1
 
 
 async def test_calls_in_progress_are_shown(served: Served) -> None:
