@@ -5,9 +5,9 @@ earliest deadline first. Under backlog a call that would miss its deadline is dr
 costs anything, and the batch is never shrunk to save it (see POLICIES, "May it enter").
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from services.policy.batch_times import BatchTimes
 
@@ -22,6 +22,14 @@ LONGEST_WAIT_S = 0.005
 
 EXPLORE_EVERY = 64
 """Under backlog every so-many-th batch may be twice the cap, so that a size once slow is tried again."""
+
+
+BURST_S = 0.002
+"""Calls that do not batch may be handed to the device together up to this much predicted time, to
+save a hand-over per call where computing costs less than that."""
+
+BURST_CALLS = 32
+"""Most calls of a burst."""
 
 
 class Waiting(Protocol):
@@ -41,6 +49,9 @@ class Waiting(Protocol):
     def group(self) -> Hashable:
         """Calls of equal groups can compute together."""
         ...
+
+
+_W = TypeVar("_W", bound=Waiting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +130,33 @@ def form_batch(waiting: Sequence[Waiting], *, now_s: float, cap: int, times: Bat
             late = late[:1]  # no backlog refills the batch: without its first call it is shorter
         dropped.extend(late)
         gone.update(late)
+
+
+def form_burst(waiting: Sequence[_W], *, now_s: float, seconds_of: Callable[[_W], float]) -> BatchPlan:
+    """Choose calls to compute one after another, where batching does not pay.
+
+    Args:
+        waiting: Calls in order of their deadlines.
+        now_s: Time now, on the clock of the deadlines.
+        seconds_of: Predicted time of one call.
+
+    Returns:
+        At least one call unless all are too late; more only while their times add up to less
+        than `BURST_S`.
+    """
+    take: list[int] = []
+    drop: list[int] = []
+    total_s = 0.0
+    for index, call in enumerate(waiting):
+        own_s = seconds_of(call)
+        if take and (total_s + own_s > BURST_S or len(take) == BURST_CALLS):
+            break
+        if call.deadline_at_s < now_s + total_s + own_s:
+            drop.append(index)
+            continue
+        take.append(index)
+        total_s += own_s
+    return BatchPlan(tuple(take), tuple(drop), total_s)
 
 
 def _fill(waiting: Sequence[Waiting], start: int, gone: set[int], cap: int) -> tuple[list[int], int, bool]:

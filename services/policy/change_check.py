@@ -147,9 +147,7 @@ def _reference_faults(
             at = "" if cause is None else f"objects[{cause}]"
             faults += [Fault(at, f"would break {key}: {fault}") for fault in broken]
     for key, names in users.items():
-        text = (
-            f"{key} is still used by {_listing(sorted(names))}: delete or change these in the same request, or before"
-        )
+        text = f"{key} is still used by {_listing(sorted(names))}: delete or change these too, or first"
         faults.append(Fault(f"deletes[{gone[key]}]", text))
     return faults
 

@@ -4,12 +4,13 @@ A host answers an order at once and shows its effect in its record later, so the
 when an order counts as carried out, failed or lost. It sends nothing.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from services.domain.host import DeviceKind, HostedModel, HostRecord
 from services.domain.model import ModelKey, ModelState
-from services.policy.placement import Failure, Site, Standing
+from services.domain.objects import Metadata, ModelVersion
+from services.policy.fitting import Failure, Site, Standing
 from services.policy.restarting import LOAD_FIRST_S, LOAD_LONGEST_S, backoff_s
 
 SHOWN_WITHIN_S = 15.0
@@ -60,6 +61,8 @@ class OrderBook:
         self._orders: dict[Pair, _Order] = {}
         self._failed: dict[Pair, _Failed] = {}
         self._measured: dict[tuple[ModelKey, DeviceKind], int] = {}
+        self._defined: dict[ModelKey, ModelVersion] = {}
+        self._outdated: set[Pair] = set()
 
     @property
     def measured(self) -> Mapping[tuple[ModelKey, DeviceKind], int]:
@@ -95,12 +98,14 @@ class OrderBook:
             self._fail((key, host_id), message, now_s)
         return Outcome(order.decision_id, message)
 
-    def settle(self, hosts: Mapping[str, HostRecord], versions: Iterable[ModelKey], now_s: float) -> list[Outcome]:
+    def settle(
+        self, hosts: Mapping[str, HostRecord], versions: Mapping[ModelKey, ModelVersion], now_s: float
+    ) -> list[Outcome]:
         """Read what became of the orders from the hosts' records.
 
         Args:
             hosts: Hosts by id, as known now.
-            versions: Every version that should exist; failures of others are forgotten.
+            versions: Every version that should exist, by key; failures of others are forgotten.
             now_s: Now.
 
         Returns:
@@ -111,10 +116,10 @@ class OrderBook:
             if outcome := self._ending(pair, order, hosts.get(pair[1]), now_s):
                 del self._orders[pair]
                 ended.append(Outcome(order.decision_id, outcome))
-        known = set(versions)
-        for pair in [pair for pair in self._failed if pair[0] not in known or pair[1] not in hosts]:
+        self._compare_definitions(hosts, versions)
+        for pair in [pair for pair in self._failed if pair[0] not in versions or pair[1] not in hosts]:
             del self._failed[pair]
-        for kind in [kind for kind in self._measured if kind[0] not in known]:
+        for kind in [kind for kind in self._measured if kind[0] not in versions]:
             del self._measured[kind]
         for host in hosts.values():
             for hosted in host.models:
@@ -143,7 +148,8 @@ class OrderBook:
             for (key, host_id), failed in self._failed.items()
             if host_id == host.host_id
         }
-        return Site(replace(host, models=tuple(models.values())), standing, failures)
+        outdated = frozenset(key for key, host_id in self._outdated if host_id == host.host_id)
+        return Site(replace(host, models=tuple(models.values())), standing, failures, outdated)
 
     def next_retry_s(self, now_s: float) -> float | None:
         """Monotonic time at which the next failed load may be tried again; None if none rests."""
@@ -184,6 +190,20 @@ class OrderBook:
         message = hosted.message or "no reason given"
         self._fail(pair, message, now_s)
         return message
+
+    def _compare_definitions(self, hosts: Mapping[str, HostRecord], versions: Mapping[ModelKey, ModelVersion]) -> None:
+        """Note hosts that have a version as it was before it was deleted and made anew with other contents."""
+        held = {(hosted.key, host.host_id) for host in hosts.values() for hosted in host.models}
+        self._outdated &= held
+        for key, version in versions.items():
+            definition = replace(version, metadata=Metadata(key.model), min_replicas=0)
+            before = self._defined.setdefault(key, definition)
+            if before != definition:
+                self._outdated |= {pair for pair in held if pair[0] == key}
+                self._defined[key] = definition
+        gone = self._defined.keys() - versions.keys() - {key for key, _ in held}
+        for key in gone:
+            del self._defined[key]
 
     def _learn(self, host: HostRecord, hosted: HostedModel, now_s: float) -> None:
         pair = (hosted.key, host.host_id)

@@ -19,7 +19,8 @@ from services.domain.errors import StaleFencingToken, YardError
 from services.domain.host import HostRecord
 from services.domain.model import ModelKey, ModelState
 from services.domain.objects import Model, ModelVersion, Pool
-from services.policy.placement import Assignment, Load, Placed, Standing, Unload, Unplaced, memory_need, place
+from services.policy.fitting import Standing, memory_need
+from services.policy.placement import Assignment, Load, Placed, Unload, Unplaced, place
 from services.resource_manager.order_book import OrderBook, Outcome
 
 RELEASE_AFTER_S = 30.0

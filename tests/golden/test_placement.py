@@ -16,7 +16,8 @@ import pytest
 from services.domain.host import DeviceKind, HostedModel
 from services.domain.model import ModelKey, ModelState
 from services.domain.objects import ModelVersion
-from services.policy.placement import Assignment, Failure, Site, Standing, place
+from services.policy.fitting import Failure, Site, Standing
+from services.policy.placement import Assignment, place
 from tests.fakes.objects import MIB, a_host, a_version
 
 SCENARIOS = sorted((Path(__file__).parent / "placement").glob("*.txt"))

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from services.domain.host import DeviceKind, HostedModel
 from services.domain.model import ModelKey, ModelState
 from services.domain.objects import ModelVersion
-from services.policy.placement import Assignment, Failure, Site, Standing, memory_need, place
+from services.policy.fitting import Failure, Site, Standing, memory_need
+from services.policy.placement import Assignment, place
 from tests.fakes.objects import MIB, a_host, a_version
 
 NAMES = ("m0", "m1", "m2", "m3", "m4")

@@ -7,6 +7,7 @@ from itertools import pairwise
 from services.domain.clock import ManualClock
 from services.domain.errors import HostUnavailable, InsufficientMemory, StoreUnavailable, YardError
 from services.domain.model import ModelKey, ModelState
+from services.domain.objects import Artifact, Metadata
 from services.resource_manager.order_book import SHOWN_WITHIN_S
 from services.resource_manager.reconciler import RELEASE_AFTER_S, Action, Reconciler
 from tests.fakes.fleet import FakeAuthority, FakeFleet, FakeJournal, FakeLauncher
@@ -483,3 +484,36 @@ async def test_a_host_is_told_what_others_measured_instead_of_what_was_declared(
     assert yard.fleet.sent == [("load", "m:1.0.0", "b")]
     (entry,) = yard.fleet.hosts["b"].models
     assert entry.memory_bytes == 20 * MIB
+
+
+async def test_a_version_made_anew_with_other_contents_is_unloaded_and_loaded_again() -> None:
+    yard = Yard()
+    yard.wants("m", replicas=2)
+    yard.has("a", "b")
+    await yard.turn(2)
+    yard.fleet.sent.clear()
+
+    # Deleted and made anew between two looks; only labels and replicas may change without that.
+    old = yard.fleet.versions[0]
+    yard.fleet.versions = [replace(old, artifact=Artifact("file:/other", "0" * 64))]
+    await yard.turn(4)
+
+    assert yard.fleet.sent == [
+        ("unload", "m:1.0.0", "a"),
+        ("unload", "m:1.0.0", "b"),
+        ("load", "m:1.0.0", "a"),
+        ("load", "m:1.0.0", "b"),
+    ]
+
+
+async def test_new_labels_move_nothing() -> None:
+    yard = Yard()
+    yard.wants("m")
+    yard.has("a")
+    await yard.turn(2)
+
+    old = yard.fleet.versions[0]
+    yard.fleet.versions = [replace(old, metadata=Metadata("m", {"team": "vision"}))]
+    await yard.turn(2)
+
+    assert len(yard.fleet.sent) == 1
