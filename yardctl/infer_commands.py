@@ -114,7 +114,7 @@ def explain(
     async def main() -> inference_pb2.Decision:
         call = await _Call.open(directory, address)
         async with call.channel:
-            request = await call.request(name, version, inputs or [], options, contents=bool(inputs))
+            request = await call.request(name, version, inputs or [], options, dry_run=True)
             stub = inference_pb2_grpc.InferenceServiceStub(call.channel)
             asked = inference_pb2.ExplainRequest(request=request)
             return (await client.call(stub.Explain, asked, who=call.who)).decision
@@ -188,12 +188,13 @@ class _Call:
         inputs: Sequence[str],
         options: inference_pb2.RouteOptions,
         *,
-        contents: bool = True,
+        dry_run: bool = False,
     ) -> inference_pb2.InferRequest:
-        """The request, its tensors built from the model's own schema."""
+        """The request, its tensors built from the model's own schema.
+
+        A dry run may leave inputs out: they stand there without contents, a size of 1 where any will do.
+        """
         request = inference_pb2.InferRequest(model_name=name, model_version=version, route=options)
-        if not contents:
-            return request
         specs = await self._schema(name, version)
         takes = f"'{name}' takes {', '.join(map(str, specs.values()))}"
         for given in inputs:
@@ -201,7 +202,11 @@ class _Call:
             if not separator or input_name not in specs:
                 raise CommandError(f"'--input {given[:60]}' must be NAME=VALUE; {takes}", exit_code=USAGE)
             add_input(request, specs[input_name], value)
-        if not inputs:
+        if dry_run and not inputs:
+            for spec in specs.values():
+                shape = [1 if size == -1 else size for size in spec.shape]
+                request.inputs.add(name=spec.name, datatype=spec.datatype, shape=shape)
+        elif not inputs:
             raise CommandError(f"{takes}: give each as --input NAME=VALUE", exit_code=USAGE)
         return request
 

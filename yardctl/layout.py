@@ -20,6 +20,7 @@ LOOPBACK = "127.0.0.1"
 METRICS_OFFSET = 1000
 HOST_PORTS = 69
 """Ports that follow the first host's and are for hosts too; what comes next belongs to etcd."""
+_NAMED_PORTS = 3
 _LIKELY_HOSTS = 16
 """Hosts for which ports are looked at when a free base port is chosen."""
 
@@ -204,11 +205,13 @@ def refuse_ports_in_use(ports: dict[str, int]) -> None:
         ports: Port by what it is for.
 
     Raises:
-        CommandError: Some cannot; the message names each, who has it, and what to do.
+        CommandError: Some cannot; the message names the first ones, who has them, and what to do.
     """
-    taken = [f"port {port} ({name}) is in use{_user_of(port)}" for name, port in ports.items() if not is_free(port)]
+    taken = {name: port for name, port in ports.items() if not is_free(port)}
     if taken:
-        raise CommandError(f"{'; '.join(taken)}: free it, or shift every port with --base-port")
+        named = [f"port {port} ({name}) is in use{_user_of(port)}" for name, port in list(taken.items())[:_NAMED_PORTS]]
+        more = f", and {len(taken) - len(named)} more" if len(taken) > len(named) else ""
+        raise CommandError(f"{', '.join(named)}{more}: free it, or shift every port with --base-port")
 
 
 def _user_of(port: int) -> str:

@@ -31,6 +31,8 @@ _STYLES = {
     "draining": "yellow",
 }
 _SHOWN_ATTRIBUTES = 6
+_HIDDEN_ATTRIBUTES = ("rpc.", "error.type")
+"""What the span's name or error says already."""
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:
@@ -288,7 +290,7 @@ def _add(tree: Tree, node: TraceNode, whole: Trace) -> None:
     offset_s = (span.start_ns - whole.start_ns) * 1e-9
     where = "@".join(part for part in (span.service, span.instance) if part)
     line = Text.assemble(
-        (span.name, "bold"),
+        (_short_name(span.name), "bold"),
         f"  {span_of_time(span.duration_s)}",
         (f"  +{span_of_time(max(0.0, offset_s))}", "dim"),
         (f"  {where}", "cyan"),
@@ -297,17 +299,26 @@ def _add(tree: Tree, node: TraceNode, whole: Trace) -> None:
         line.append("  (its parent is not in the store)", style="yellow")
     if node.linked:
         line.append(f"  ⇠ in trace {span.trace_id[:8]}", style="magenta")
-    if span.links:
+    if len(span.links) > 1 or links_elsewhere(span, whole.trace_id):
         line.append(f"  ⇢ {_links(span.links, span, whole)}", style="magenta")
     if span.error:
         line.append(f"  {span.error}", style="red")
-    shown = {key: value for key, value in span.attributes.items() if value not in ("", None)}
+    shown = [
+        f"{key.removeprefix('modelyard.')}={value}"
+        for key, value in span.attributes.items()
+        if value not in ("", None) and not key.startswith(_HIDDEN_ATTRIBUTES)
+    ]
     if shown:
-        few = list(shown.items())[:_SHOWN_ATTRIBUTES]
-        line.append("  " + " ".join(f"{key}={value}" for key, value in few), style="dim")
+        line.append("  " + " ".join(shown[:_SHOWN_ATTRIBUTES]), style="dim")
     branch = tree.add(line)
     for child in node.children:
         _add(branch, child, whole)
+
+
+def _short_name(name: str) -> str:
+    """`InferenceService/Infer` of a method's full path."""
+    service, slash, method = name.rpartition("/")
+    return f"{service.rpartition('.')[2]}/{method}" if slash else name
 
 
 def _links(links: Sequence[Any], span: Any, whole: Trace) -> str:
