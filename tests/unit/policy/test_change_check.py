@@ -1,0 +1,141 @@
+"""Every fault of a change is found at once, at the place in the request that is to blame."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from services.domain.errors import Fault
+from services.domain.host import DeviceKind
+from services.domain.model import TensorSpec
+from services.domain.objects import Artifact, Choose, Metadata, Object, ObjectKey, Pool, Route, RouteTarget, Single
+from services.policy.change_check import Submitted, check, nearest
+from tests.fakes.objects import a_model, a_pool, a_version
+
+ROUTE = Route(Metadata("read"), Single(RouteTarget("digits", "1.0.0")))
+STATE: tuple[Object, ...] = (a_pool(), a_model("digits"), a_version("digits", pool="cpu"), ROUTE)
+
+
+def faults(state: Iterable[Object], apply: Iterable[Object] = (), delete: Iterable[str] = ()) -> list[str]:
+    before = {item.key: item for item in state}
+    submitted = [Submitted(item.key, item) for item in apply]
+    return [str(fault) for fault in check(before, submitted, [ObjectKey.parse(text) for text in delete])]
+
+
+def test_a_valid_change_has_no_faults() -> None:
+    assert faults([], STATE) == []
+    assert faults(STATE, [], ["Route/read", "ModelVersion/digits/1.0.0", "Model/digits", "Pool/cpu"]) == []
+
+
+def test_every_fault_is_found_at_its_index_in_the_request() -> None:
+    broken = replace(a_version("digits", "1.0"), artifact=Artifact("file:/w", "abc"), min_replicas=-1)
+
+    found = faults([], [a_model("Digits"), a_model("digits"), broken, Route(Metadata("r"), Single(RouteTarget("no")))])
+
+    assert [fault.split(": ")[0] for fault in found] == [
+        "objects[0].metadata.name",
+        "objects[2].model_version.version",
+        "objects[2].model_version.artifact.sha256",
+        "objects[2].model_version.min_replicas",
+        "objects[3].route.single.target.model",
+    ]
+
+
+def test_a_version_is_immutable_and_the_fault_says_what_to_do() -> None:
+    (found,) = faults(STATE, [replace(a_version("digits", pool="cpu"), cost_microusd=5)])
+
+    assert found == (
+        "objects[0].model_version.cost_microusd: cannot change from '0' to '5': a ModelVersion is immutable but for "
+        "min_replicas, labels and annotations; make it a new version"
+    )
+
+
+def test_replicas_labels_and_annotations_of_a_version_may_change() -> None:
+    changed = replace(a_version("digits", pool="cpu", replicas=7), metadata=Metadata("digits", {"a": "b"}, {"c": "d"}))
+
+    assert faults(STATE, [changed]) == []
+
+
+def test_a_deletion_of_what_is_in_use_names_who_uses_it() -> None:
+    found = faults(STATE, [], ["Model/digits", "Pool/cpu"])
+
+    assert found == [
+        "deletes[0]: Model/digits is still used by ModelVersion/digits/1.0.0, Route/read: "
+        "delete or change these too, or first",
+        "deletes[1]: Pool/cpu is still used by ModelVersion/digits/1.0.0: delete or change these too, or first",
+    ]
+
+
+def test_many_users_are_counted() -> None:
+    versions = [a_version("digits", f"1.0.{patch}") for patch in range(12)]
+
+    (found,) = faults([a_model("digits"), *versions], [], ["Model/digits"])
+
+    assert "ModelVersion/digits/1.0.0" in found
+    assert "and 7 more" in found
+
+
+def test_a_version_is_in_use_only_by_routes_that_name_it() -> None:
+    any_version = Route(Metadata("read"), Single(RouteTarget("digits")))
+
+    assert faults([*STATE[:3], any_version], [], ["ModelVersion/digits/1.0.0"]) == []
+    assert len(faults(STATE, [], ["ModelVersion/digits/1.0.0"])) == 1
+
+
+def test_what_does_not_exist_cannot_be_deleted_and_what_is_near_it_is_named() -> None:
+    found = faults(STATE, [], ["Model/digit", "ModelVersion/digits/2.0.0", "Secret/x"])
+
+    assert found == [
+        "deletes[0]: there is no Model/digit to delete; near it: digits",
+        "deletes[1]: there is no ModelVersion/digits/2.0.0 to delete; 'digits' has 1.0.0",
+        "deletes[2].kind: 'Secret' is none of Model, ModelVersion, Pool, Route",
+    ]
+
+
+def test_an_object_may_stand_in_a_request_once() -> None:
+    found = faults(STATE, [a_model("digits"), a_model("digits"), a_model("m")], ["Model/m", "Route/read", "Route/read"])
+
+    assert found == [
+        "objects[1]: Model/digits stands in the request twice, at objects[0] already",
+        "deletes[0]: Model/m is both applied, at objects[2], and deleted",
+        "deletes[2]: Route/read stands in the request twice, at deletes[1] already",
+    ]
+
+
+def test_a_change_that_breaks_another_object_is_blamed_for_it() -> None:
+    cuda = Pool(Metadata("cpu"), DeviceKind.CUDA, 1, 1, 1)
+    pinned = a_version("digits", pool="cpu", device_kind=DeviceKind.CPU)
+
+    (found,) = faults([a_pool(), a_model("digits"), pinned], [cuda])
+
+    assert found.startswith("objects[0]: would break ModelVersion/digits/1.0.0: model_version.pool: ")
+
+
+def test_a_schema_change_that_parts_the_candidates_of_a_route_is_blamed_for_it() -> None:
+    route = Route(Metadata("pick"), Choose((RouteTarget("a"), RouteTarget("b"))))
+    other = replace(a_model("b"), inputs=(TensorSpec("z", "INT64", (1,)),))
+
+    (found,) = faults([a_model("a"), a_model("b"), route], [other])
+
+    assert found.startswith("objects[0]: would break Route/pick: route.choose.candidates: ")
+
+
+def test_a_model_named_like_a_route_is_blamed_for_it() -> None:
+    (found,) = faults(STATE, [a_model("read")])
+
+    assert found.startswith("objects[0]: would break Route/read: metadata.name: a Model is called 'read' too")
+
+
+def test_what_refers_to_an_object_that_could_not_be_read_is_not_blamed() -> None:
+    unread = Submitted(ObjectKey("Model", "digits"), None, (Fault("model.inputs", "cannot be read"),))
+    version = a_version("digits")
+
+    found = check({}, [unread, Submitted(version.key, version)], [])
+
+    assert [str(fault) for fault in found] == ["objects[0].model.inputs: cannot be read"]
+
+
+def test_near_names_come_before_the_whole_list() -> None:
+    keys = [ObjectKey("Model", name) for name in ("minilm-large", "minilm-small", "vad")]
+
+    assert nearest(ObjectKey("Model", "minilm-larg"), keys).startswith("near it: minilm-large")
+    assert nearest(ObjectKey("Model", "zzz"), keys) == "there are: minilm-large, minilm-small, vad"
+    assert nearest(ObjectKey("Pool", "zzz"), keys) == "there is no Pool at all"
