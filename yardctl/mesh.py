@@ -13,7 +13,7 @@ Restarts nothing by itself: that is the supervisor's, and for hosts the resource
 
 import signal
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -41,6 +41,7 @@ from yardctl.parts import (
     STOP_AFTER_HOSTS,
     STOP_BEFORE_HOSTS,
     SUPERVISOR,
+    Part,
     parts_of,
     ports_of,
 )
@@ -92,7 +93,9 @@ class Mesh:
         self.config = config
         self.layout = Layout.of(config.directory)
         self.addresses = Addresses.from_base(config.base_port)
-        self.parts = parts_of(self.layout, self.addresses, etcd=etcd.path, trace_ratio=config.trace_ratio)
+        self.parts: Mapping[str, Part] = parts_of(
+            self.layout, self.addresses, etcd=etcd.path, trace_ratio=config.trace_ratio
+        )
         self._clock = clock
         self._handles: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -351,6 +354,13 @@ async def end_everything(
         if name != SUPERVISOR and record.process() is None:
             processes.remove_record(layout, name)
     return ended
+
+
+def in_stop_order(records: Mapping[str, Record]) -> list[Record]:
+    """Records in the order in which `end_everything` ends their processes; without the supervisor."""
+    hosts = _hosts(records.values(), (*STOP_BEFORE_HOSTS, *STOP_AFTER_HOSTS))
+    names = (*STOP_BEFORE_HOSTS, *hosts, *STOP_AFTER_HOSTS)
+    return [records[name] for name in names if name in records]
 
 
 def _hosts(records: Iterable[Record], fixed: Iterable[str]) -> dict[str, Record]:

@@ -22,7 +22,7 @@ from yardctl.errors import USAGE, CommandError
 from yardctl.etcd_binary import find_etcd
 from yardctl.health import fault_of, grpc_fault
 from yardctl.layout import DEFAULT_BASE_PORT, Addresses, Layout, locked, read_mesh_info
-from yardctl.mesh import Mesh, MeshConfig, end_everything
+from yardctl.mesh import Mesh, MeshConfig, end_everything, in_stop_order
 from yardctl.parts import SUPERVISOR, Part, parts_of
 from yardctl.processes import Ended, Record
 from yardctl.quantities import parse_size
@@ -166,7 +166,7 @@ async def _down(layout: Layout, clock: Clock) -> list[Ended]:
     supervisor = processes.live_records(layout).get(SUPERVISOR)
     ended: list[Ended] = []
     if supervisor is not None:
-        before = [record for record in processes.live_records(layout).values() if record.name != SUPERVISOR]
+        before = in_stop_order(processes.live_records(layout))
         killed = await _end_supervisor(layout, supervisor, clock)
         ended += [Ended(record.name, record.pid, False) for record in before if record.process() is None]
         ended.append(Ended(SUPERVISOR, supervisor.pid, killed))

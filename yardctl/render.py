@@ -287,7 +287,7 @@ def trace(found: Trace) -> Tree:
 
 def _add(tree: Tree, node: TraceNode, whole: Trace) -> None:
     span = node.span
-    offset_s = (span.start_ns - whole.start_ns) * 1e-9
+    offset_s = (span.start_ns - whole.start_ns) / 1e9
     where = "@".join(part for part in (span.service, span.instance) if part)
     line = Text.assemble(
         (_short_name(span.name), "bold"),

@@ -49,7 +49,7 @@ class StoredSpan(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def duration_s(self) -> float:
         """Seconds from begin to end."""
-        return (self.end_ns - self.start_ns) * 1e-9
+        return (self.end_ns - self.start_ns) / 1e9
 
 
 _ENCODER = msgspec.json.Encoder()

@@ -9,11 +9,11 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Literal, Protocol, TextIO
 
 from services.chassis import config as settings
 from services.chassis.logs import logger, setup_logging
@@ -24,7 +24,7 @@ from yardctl.errors import FAILED, CommandError
 from yardctl.etcd_binary import find_etcd
 from yardctl.layout import DEFAULT_BASE_PORT, Layout, locked
 from yardctl.mesh import Mesh, MeshConfig, Report
-from yardctl.parts import SUPERVISOR
+from yardctl.parts import SUPERVISOR, Part
 from yardctl.processes import Ended, kill_group
 
 LOOK_EVERY_S = 0.2
@@ -51,10 +51,31 @@ def rest_s(restarts_in_a_row: int) -> float:
     return min(LONGEST_REST_S, FIRST_REST_S * 2.0 ** min(restarts_in_a_row - 1, 16))
 
 
+class Parts(Protocol):
+    """What the supervisor needs of a mesh."""
+
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        """Every part by name."""
+        ...
+
+    def ended(self, name: str) -> int | None:
+        """Exit code of a part that has ended; None while it runs."""
+        ...
+
+    def start_part(self, name: str) -> None:
+        """Start a part; CommandError if it cannot be."""
+        ...
+
+    def pid(self, name: str) -> int:
+        """The process id of a part that was started."""
+        ...
+
+
 class Supervisor:
     """Watches the parts of a mesh that is up."""
 
-    def __init__(self, mesh: Mesh, *, clock: Clock, report: Report) -> None:
+    def __init__(self, mesh: Parts, *, clock: Clock, report: Report) -> None:
         """Store the mesh, time, and who is told of restarts."""
         self._mesh = mesh
         self._clock = clock

@@ -44,7 +44,7 @@ class Trace:
     def duration_s(self) -> float:
         """From its first span's begin to its last one's end; spans of other traces do not count."""
         ends = [node.span.end_ns for root in self.roots for node in root.walk() if not node.linked]
-        return (max(ends) - self.start_ns) * 1e-9
+        return (max(ends) - self.start_ns) / 1e9
 
 
 def find_trace(spans: Iterable[StoredSpan], trace_id: str = "") -> Trace | None:
