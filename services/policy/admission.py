@@ -6,10 +6,6 @@ What cannot is refused at once, before it costs anything, with the time after wh
 import enum
 from dataclasses import dataclass
 
-BELIEVED_S = 10.0
-"""A batch time that no result has confirmed for this long refuses nobody: the call is let in and measures
-it anew. Without it, one slow start could shut out every later caller with a tight deadline for good."""
-
 LEAST_RETRY_S = 0.010
 """Shortest pause asked of a refused caller."""
 
@@ -78,16 +74,17 @@ class Reject:
 ADMIT = Admit()
 
 
-def admit_to_host(*, predicted_s: float, idle_s: float, remaining_s: float, measured_ago_s: float) -> Admit | Reject:
+def admit_to_host(*, predicted_s: float, idle_s: float, remaining_s: float, measured: bool) -> Admit | Reject:
     """Whether a call can be answered on the host chosen for it.
 
     Args:
         predicted_s: Seconds to the answer there.
         idle_s: The same, if the host had nothing else to do.
         remaining_s: Seconds the call may still take.
-        measured_ago_s: Age of the batch time behind both; infinite if it is only declared.
+        measured: Whether the host itself measured the batch time behind both, and of late. What is only
+            declared or hearsay refuses nobody: the call is let in, and measures it.
     """
-    if predicted_s <= remaining_s or measured_ago_s > BELIEVED_S:
+    if predicted_s <= remaining_s or not measured:
         return ADMIT
     if idle_s > remaining_s:
         return Reject(RejectReason.NEVER_IN_TIME, LEAST_RETRY_S)

@@ -53,6 +53,22 @@ class HostState:
         """True from a lost connection to the next answer."""
 
 
+BELIEVED_S = 10.0
+"""A batch time that no result has confirmed for this long is not believed any more: the host counts as one
+like its peers again, and the next call shows. Else one slow start would keep calls away for good."""
+
+
+class Prior:
+    """Batch time of a version on a kind of device, as any host last reported it: t(b) = base_s + per_item_s * b."""
+
+    __slots__ = ("base_s", "per_item_s")
+
+    def __init__(self, base_s: float, per_item_s: float = 0.0) -> None:
+        """Start from what the version declares."""
+        self.base_s = base_s
+        self.per_item_s = per_item_s
+
+
 class VersionState:
     """What this router knows of one version on one host."""
 
@@ -66,37 +82,44 @@ class VersionState:
         "measured_at_s",
         "penalty_s",
         "per_item_s",
+        "prior",
         "queued",
         "reported_at_s",
         "sent_since",
     )
 
-    def __init__(self, host: HostState, *, base_s: float, per_item_s: float, now_s: float, ramps: bool) -> None:
+    def __init__(self, host: HostState, prior: Prior, *, now_s: float, ramps: bool) -> None:
         """Start from a prior.
 
         Args:
             host: The host it is on.
-            base_s: Batch time t(b) = base_s + per_item_s * b, until the host reports its own.
-            per_item_s: See `base_s`.
+            prior: Shared with the version's other hosts of a like device.
             now_s: Monotonic seconds.
             ramps: True for a newcomer among others, which takes its share of calls step by step.
         """
         self.host = host
-        self.base_s = base_s
-        self.per_item_s = per_item_s
+        self.prior = prior
+        self.base_s = 0.0
+        self.per_item_s = 0.0
+        self.measured_at_s = -math.inf
         self.known_since_s = now_s if ramps else -math.inf
         self.in_flight = 0
         self.sent_since = 0
         self.queued = 0
         self.reported_at_s = now_s
-        self.measured_at_s = -math.inf
         self.batch_cap = 1
         self.penalty_s = 0.0
         self.failed_at_s = 0.0
 
-    def batch_s(self, size: int) -> float:
+    def batch_s(self, size: int, now_s: float) -> float:
         """Predicted time of a batch of `size`."""
+        if now_s - self.measured_at_s > BELIEVED_S:
+            return self.prior.base_s + self.prior.per_item_s * size
         return self.base_s + self.per_item_s * size
+
+    def measured(self, now_s: float) -> bool:
+        """Whether the batch time is the host's own, and of late."""
+        return now_s - self.measured_at_s <= BELIEVED_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +142,7 @@ def backlog(state: VersionState, now_s: float, *, routers: int) -> int:
     ahead = state.queued + state.sent_since * routers
     if ahead <= state.in_flight:
         return state.in_flight
-    batches = int((now_s - state.reported_at_s) / state.batch_s(state.batch_cap))
+    batches = int((now_s - state.reported_at_s) / state.batch_s(state.batch_cap, now_s))
     return max(state.in_flight, ahead - batches * state.batch_cap)
 
 
@@ -131,19 +154,18 @@ def completion_s(state: VersionState, now_s: float, *, routers: int) -> float:
     """
     count = backlog(state, now_s, routers=routers)
     full, rest = divmod(count + 1, state.batch_cap)
-    compute_s = full * state.batch_s(state.batch_cap)
+    compute_s = full * state.batch_s(state.batch_cap, now_s) if full else 0.0
     if rest:
-        compute_s += state.batch_s(rest)
+        compute_s += state.batch_s(rest, now_s)
     host = state.host
-    others = host.in_flight - state.in_flight
-    if others > 0:
-        compute_s += max(0.0, host.work_s - state.in_flight * state.batch_s(1))
+    if host.in_flight > state.in_flight:
+        compute_s += max(0.0, host.work_s - state.in_flight * state.batch_s(1, now_s))
     return compute_s + host.network_s
 
 
-def idle_s(state: VersionState) -> float:
+def idle_s(state: VersionState, now_s: float) -> float:
     """Seconds until the host would answer if it had nothing else to do."""
-    return state.batch_s(1) + state.host.network_s
+    return state.batch_s(1, now_s) + state.host.network_s
 
 
 def penalty_s(state: VersionState, now_s: float) -> float:
@@ -162,13 +184,13 @@ def penalty_s(state: VersionState, now_s: float) -> float:
     return worst if worst >= NEGLIGIBLE_PENALTY_S else 0.0
 
 
-def sent(state: VersionState) -> float:
+def sent(state: VersionState, now_s: float) -> float:
     """Count a call as sent.
 
     Returns:
         The device time it was counted with, which `ended` takes back.
     """
-    work_s = state.batch_s(1)
+    work_s = state.batch_s(1, now_s)
     state.in_flight += 1
     state.sent_since += 1
     state.host.in_flight += 1
@@ -192,8 +214,8 @@ def reported(state: VersionState, load: ModelLoad, now_s: float) -> None:
     state.reported_at_s = now_s
     state.batch_cap = max(1, load.batch_cap)
     if load.base_s + load.per_item_s > 0.0:
-        state.base_s = load.base_s
-        state.per_item_s = load.per_item_s
+        state.base_s = state.prior.base_s = load.base_s
+        state.per_item_s = state.prior.per_item_s = load.per_item_s
         state.measured_at_s = now_s
 
 

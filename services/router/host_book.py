@@ -1,6 +1,5 @@
 """What this router has learned of each host, kept from snapshot to snapshot, and how it learns."""
 
-import math
 from collections.abc import Sequence
 
 from services.domain.errors import (
@@ -12,11 +11,11 @@ from services.domain.errors import (
     Overloaded,
     YardError,
 )
-from services.domain.host import HostLoad, HostRecord
+from services.domain.host import DeviceKind, HostLoad, HostRecord
 from services.domain.model import ModelKey
 from services.domain.objects import ModelVersion
 from services.policy import scoring
-from services.policy.scoring import HostState, VersionState
+from services.policy.scoring import HostState, Prior, VersionState
 from services.router.snapshot import Option, Snapshot
 
 
@@ -28,6 +27,7 @@ class HostBook:
         self._snapshot: Snapshot | None = None
         self._hosts: dict[tuple[str, str, int], HostState] = {}
         self._versions: dict[tuple[HostState, ModelKey], VersionState] = {}
+        self._priors: dict[tuple[ModelKey, DeviceKind], Prior] = {}
         self._of_option: dict[Option, Sequence[VersionState]] = {}
 
     def turn_to(self, snapshot: Snapshot, now_s: float) -> None:
@@ -52,9 +52,14 @@ class HostBook:
                 hosts[process] = host
                 state = self._versions.get((host, key))
                 if state is None:
-                    state = self._newcomer(version, host, record, records, now_s, first=first)
+                    prior = self._prior(version, record.device.kind)
+                    state = VersionState(host, prior, now_s=now_s, ramps=not first and len(records) > 1)
                 versions[host, key] = state
         self._hosts, self._versions = hosts, versions
+        known = snapshot.objects.versions
+        self._priors = {
+            key: prior for key, prior in self._priors.items() if key[0].version in known.get(key[0].model, ())
+        }
 
     def states(self, option: Option) -> Sequence[VersionState]:
         """What is known of the option's hosts, in their order; of the snapshot last turned to."""
@@ -64,26 +69,11 @@ class HostBook:
             self._of_option[option] = found
         return found
 
-    def _newcomer(
-        self,
-        version: ModelVersion,
-        host: HostState,
-        record: HostRecord,
-        ready: Sequence[HostRecord],
-        now_s: float,
-        *,
-        first: bool,
-    ) -> VersionState:
-        """Start from what a host with a like device measured, else from what the version declares."""
-        base_s, per_item_s = version.service_time_s, 0.0
-        for other in ready:
-            if other.device.kind is record.device.kind and (known := self._hosts.get(_process_of(other))) is not None:
-                state = self._versions.get((known, version.model_key))
-                if state is not None and state.measured_at_s > -math.inf:
-                    base_s, per_item_s = state.base_s, state.per_item_s
-                    break
-        ramps = not first and len(ready) > 1
-        return VersionState(host, base_s=base_s, per_item_s=per_item_s, now_s=now_s, ramps=ramps)
+    def _prior(self, version: ModelVersion, kind: DeviceKind) -> Prior:
+        prior = self._priors.get((version.model_key, kind))
+        if prior is None:
+            prior = self._priors[version.model_key, kind] = Prior(version.service_time_s)
+        return prior
 
 
 def _process_of(record: HostRecord) -> tuple[str, str, int]:

@@ -263,7 +263,7 @@ class Pipeline:
         timeout_s = deadline.for_hop(reserve_s=max(0.0, reserve_s))
         state = plan.state
         sent_s = self._clock.now_s()
-        work_s = scoring.sent(state)
+        work_s = scoring.sent(state, sent_s)
         try:
             answer = await self._hosts.execute(plan.record, plan.option.key, call.payload, timeout_s=timeout_s)
         except AttemptFailed as failure:

@@ -140,12 +140,12 @@ class Planner:
         bits: int,
         excluded: Collection[str],
     ) -> _Look:
-        look = _Look(option)
+        look = _Look(option, states=self._book.states(option))
         if not destination.one_schema and (faults := schema_faults(call.inputs, option.model.inputs)):
             look.filtered = "; ".join(map(str, faults))
             return look
         look.filtered = choosing.wish_unmet(option.version, call.options)
-        look.states = states = self._book.states(option)
+        states = look.states
         zone = call.options.zone
         if zone or excluded:
             states = [
@@ -178,9 +178,9 @@ class Planner:
     def _admit(self, look: _Look, pick: balancing.Pick, now_s: float, remaining_s: float) -> None:
         verdict = admit_to_host(
             predicted_s=pick.predicted_s,
-            idle_s=scoring.idle_s(pick.state),
+            idle_s=scoring.idle_s(pick.state, now_s),
             remaining_s=remaining_s,
-            measured_ago_s=now_s - pick.state.measured_at_s,
+            measured=pick.state.measured(now_s),
         )
         if isinstance(verdict, Reject):
             look.rejected = verdict

@@ -97,7 +97,7 @@ class ServiceProcess:
         assert self._process is not None
         assert self._process.poll() is None, f"{self._command} ended:\n{self._tail()}"
         async with grpc.aio.insecure_channel(self.address) as channel:
-            check = channel.unary_unary("/grpc.health.v1.Health/Check")
+            check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/grpc.health.v1.Health/Check")
             try:
                 await check(b"", timeout=1.0)
             except grpc.aio.AioRpcError as error:
@@ -162,8 +162,9 @@ class Bench:
 
     def stop(self) -> None:
         """End everything."""
-        for process in (self.router, *self.hosts.values(), self.registry, self.etcd):
+        for process in (self.router, *self.hosts.values(), self.registry):
             process.stop()
+        self.etcd.stop()
 
 
 @asynccontextmanager

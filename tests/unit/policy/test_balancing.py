@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from services.domain.rng import KeyedRng
 from services.policy import balancing, scoring
-from services.policy.scoring import HostState, VersionState
+from services.policy.scoring import HostState, Prior, VersionState
 
 RNG = KeyedRng(7)
 
@@ -17,10 +17,7 @@ def bits(number: int) -> int:
 
 
 def some_states(count: int, *, base_s: float = 0.010) -> list[VersionState]:
-    return [
-        VersionState(HostState(f"h{index}"), base_s=base_s, per_item_s=0.0, now_s=0.0, ramps=False)
-        for index in range(count)
-    ]
+    return [VersionState(HostState(f"h{index}"), Prior(base_s), now_s=0.0, ramps=False) for index in range(count)]
 
 
 def picks(states: list[VersionState], *, now_s: float = 100.0, calls: int = 4000) -> Counter[str]:
@@ -38,7 +35,7 @@ def test_equal_hosts_share_the_calls() -> None:
 def test_the_host_with_less_ahead_wins() -> None:
     states = some_states(2)
     for _ in range(3):
-        scoring.sent(states[0])
+        scoring.sent(states[0], 0.0)
 
     assert picks(states, now_s=0.0)["h0"] == 0
 
@@ -69,7 +66,7 @@ def test_a_sample_has_no_host_twice() -> None:
 
 def test_a_newcomer_takes_its_share_step_by_step() -> None:
     states = some_states(1)
-    states.append(VersionState(HostState("new"), base_s=0.010, per_item_s=0.0, now_s=100.0, ramps=True))
+    states.append(VersionState(HostState("new"), Prior(0.010), now_s=100.0, ramps=True))
 
     shares = [picks(states, now_s=100.0 + age_s)["new"] / 4000 for age_s in (0.0, 5.0, 10.0)]
 
@@ -79,8 +76,8 @@ def test_a_newcomer_takes_its_share_step_by_step() -> None:
 
 
 def test_newcomers_alone_take_every_call() -> None:
-    new = VersionState(HostState("new"), base_s=0.010, per_item_s=0.0, now_s=100.0, ramps=True)
-    newer = VersionState(HostState("newer"), base_s=0.010, per_item_s=0.0, now_s=100.0, ramps=True)
+    new = VersionState(HostState("new"), Prior(0.010), now_s=100.0, ramps=True)
+    newer = VersionState(HostState("newer"), Prior(0.010), now_s=100.0, ramps=True)
 
     assert sum(picks([new, newer], now_s=100.0, calls=200).values()) == 200
 

@@ -34,7 +34,7 @@ def test_balanced_takes_the_highest_utility_and_says_why() -> None:
     )
 
     assert result.index == 1
-    assert result.scores == (pytest.approx(0.79), pytest.approx(0.86))
+    assert list(result.scores) == pytest.approx([0.79, 0.86])
     assert result.reason == "highest utility of 2, 0.86: quality 0.92, 60 µUSD, 0% too late"
 
 

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from services.domain.host import ModelLoad
 from services.domain.model import ModelKey
 from services.policy import scoring
-from services.policy.scoring import HostState, VersionState
+from services.policy.scoring import HostState, Prior, VersionState
 
 KEY = ModelKey("m", "1.0.0")
 
 
 def a_state(*, base_s: float = 0.010, per_item_s: float = 0.0, host: HostState | None = None) -> VersionState:
-    state = VersionState(host or HostState("h"), base_s=base_s, per_item_s=per_item_s, now_s=0.0, ramps=False)
+    state = VersionState(host or HostState("h"), Prior(base_s, per_item_s), now_s=0.0, ramps=False)
     state.host.network_s = 0.0
     return state
 
@@ -34,7 +34,7 @@ def test_own_calls_in_flight_stand_ahead() -> None:
     state = a_state()
 
     for _ in range(3):
-        scoring.sent(state)
+        scoring.sent(state, 0.0)
 
     assert scoring.completion_s(state, 0.0, routers=1) == pytest.approx(0.040)
 
@@ -42,7 +42,7 @@ def test_own_calls_in_flight_stand_ahead() -> None:
 def test_calls_of_other_routers_are_guessed_from_the_own() -> None:
     state = a_state()
 
-    scoring.sent(state)
+    scoring.sent(state, 0.0)
 
     assert scoring.backlog(state, 0.0, routers=3) == 3
 
@@ -66,7 +66,7 @@ def test_reported_queue_is_worked_off_as_time_passes() -> None:
 def test_calls_sent_to_a_host_that_fell_silent_do_not_count_for_ever() -> None:
     state = a_state()
     for _ in range(64):
-        scoring.ended(state, scoring.sent(state))
+        scoring.ended(state, scoring.sent(state, 0.0))
 
     assert scoring.backlog(state, 0.0, routers=1) == 64
     assert scoring.backlog(state, 1.0, routers=1) == 0
@@ -75,7 +75,7 @@ def test_calls_sent_to_a_host_that_fell_silent_do_not_count_for_ever() -> None:
 def test_a_report_replaces_the_count_of_calls_sent() -> None:
     state = a_state()
     for _ in range(5):
-        scoring.ended(state, scoring.sent(state))
+        scoring.ended(state, scoring.sent(state, 0.0))
 
     scoring.reported(state, a_load(queued=1), 0.0)
 
@@ -87,15 +87,37 @@ def test_a_report_without_a_batch_time_keeps_the_prior() -> None:
 
     scoring.reported(state, a_load(base_s=0.0), 1.0)
 
-    assert state.batch_s(1) == 0.5
-    assert state.measured_at_s == -math.inf
+    assert state.batch_s(1, 1.0) == 0.5
+    assert not state.measured(1.0)
+
+
+def test_a_host_not_heard_yet_counts_as_its_peers_measure() -> None:
+    prior = Prior(0.5)
+    heard = VersionState(HostState("h0"), prior, now_s=0.0, ramps=False)
+    unheard = VersionState(HostState("h1"), prior, now_s=0.0, ramps=False)
+
+    scoring.reported(heard, a_load(base_s=0.001), 1.0)
+
+    assert unheard.batch_s(1, 1.0) == 0.001
+    assert not unheard.measured(1.0)
+
+
+def test_a_slow_start_is_forgotten_once_nothing_confirms_it() -> None:
+    prior = Prior(0.5)
+    slow = VersionState(HostState("h0"), prior, now_s=0.0, ramps=False)
+    quick = VersionState(HostState("h1"), prior, now_s=0.0, ramps=False)
+    scoring.reported(slow, a_load(base_s=0.2), 1.0)
+    scoring.reported(quick, a_load(base_s=0.001), 2.0)
+
+    assert slow.batch_s(1, 5.0) == 0.2
+    assert slow.batch_s(1, 12.0) == 0.001
 
 
 def test_work_for_other_versions_on_the_device_stands_ahead() -> None:
     host = HostState("h")
     slow, quick = a_state(base_s=0.100, host=host), a_state(base_s=0.010, host=host)
 
-    scoring.sent(slow)
+    scoring.sent(slow, 0.0)
 
     assert scoring.completion_s(quick, 0.0, routers=1) == pytest.approx(0.110)
 
@@ -103,7 +125,7 @@ def test_work_for_other_versions_on_the_device_stands_ahead() -> None:
 def test_an_idle_host_has_no_work_left_over_from_rounding() -> None:
     state = a_state(base_s=0.1)
 
-    taken = [scoring.sent(state) for _ in range(1000)]
+    taken = [scoring.sent(state, 0.0) for _ in range(1000)]
     for work_s in taken:
         scoring.ended(state, work_s)
 
@@ -165,7 +187,7 @@ def test_predictions_are_finite_and_never_below_the_idle_time(
     taken: list[float] = []
     for step in steps:
         if step == "send":
-            taken.append(scoring.sent(state))
+            taken.append(scoring.sent(state, 0.0))
         elif step == "end" and taken:
             scoring.ended(state, taken.pop())
         elif step == "report":
@@ -174,5 +196,5 @@ def test_predictions_are_finite_and_never_below_the_idle_time(
     predicted_s = scoring.completion_s(state, later_s, routers=routers)
 
     assert math.isfinite(predicted_s)
-    assert predicted_s >= scoring.idle_s(state) - 1e-12
+    assert predicted_s >= scoring.idle_s(state, later_s) - 1e-12
     assert scoring.backlog(state, later_s, routers=routers) >= state.in_flight == len(taken)

@@ -1,0 +1,130 @@
+"""Small worlds for tests of the router, and calls into them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from services.domain.clock import ManualClock
+from services.domain.errors import YardError
+from services.domain.host import HostRecord
+from services.domain.model import TensorMeta
+from services.domain.objects import Choose, Metadata, ModelVersion, Object, Route, RouteTarget, Single
+from services.domain.request import InferCall, RouteOptions
+from services.domain.rng import KeyedRng
+from services.router.decision import Attempt, Decision
+from services.router.pipeline import Limits, Pipeline
+from services.router.planning import Fleet
+from services.router.snapshot import Objects, Snapshot
+from tests.fakes.hosts import FakeHosts
+from tests.fakes.objects import a_model, a_version
+
+INPUT = TensorMeta("x", "FP32", (1, 4), raw_bytes=16)
+
+
+def a_call(
+    name: str = "digits",
+    *,
+    version: str = "",
+    request_id: str = "r1",
+    inputs: tuple[TensorMeta, ...] = (INPUT,),
+    options: RouteOptions | None = None,
+    timeout_s: float | None = None,
+) -> InferCall:
+    """A call that fits `a_model`."""
+    wishes = options or RouteOptions()
+    return InferCall(name, version, request_id, inputs, wishes, timeout_s, "0" * 31 + "1", b"payload")
+
+
+def rated(model: str, version: str = "1.0.0", *, quality: float | None = None, cost: int = 0) -> ModelVersion:
+    """A version with a quality and a price."""
+    return replace(a_version(model, version), quality=quality, cost_microusd=cost)
+
+
+def a_choice(name: str, *models: str, **fields: float) -> Route:
+    """A `choose` route over models."""
+    return Route(Metadata(name), Choose(tuple(RouteTarget(model) for model in models), **fields))
+
+
+def a_single(name: str, model: str, version: str = "") -> Route:
+    """A `single` route."""
+    return Route(Metadata(name), Single(RouteTarget(model, version)))
+
+
+def a_snapshot(objects: Iterable[Object], hosts: Iterable[HostRecord], *, revision: int = 1) -> Snapshot:
+    """A view of these."""
+    return Snapshot(Objects().changed(revision, objects), {host.host_id: host for host in hosts})
+
+
+def digits(*versions: str) -> list[Object]:
+    """The model `digits` with versions."""
+    return [a_model("digits"), *(a_version("digits", version) for version in versions or ("1.0.0",))]
+
+
+@dataclass
+class FixedCatalog:
+    """A catalog whose snapshot a test sets."""
+
+    current: Snapshot | None
+
+    def snapshot(self) -> Snapshot | None:
+        """It."""
+        return self.current
+
+
+@dataclass
+class Notes:
+    """Feedback that keeps what it is told."""
+
+    attempts: list[Attempt] = field(default_factory=list)
+    answered_by: list[Decision] = field(default_factory=list)
+    failures: list[YardError] = field(default_factory=list)
+    cancellations: int = 0
+
+    def chosen(self, decision: Decision, duration_s: float) -> None:
+        """Keep nothing."""
+
+    def attempted(self, attempt: Attempt) -> None:
+        """Keep it."""
+        self.attempts.append(attempt)
+
+    def answered(self, decision: Decision) -> None:
+        """Keep it."""
+        self.answered_by.append(decision)
+
+    def cancelled(self, decision: Decision | None) -> None:
+        """Count it."""
+        self.cancellations += 1
+
+    def failed(self, decision: Decision | None, error: YardError, duration_s: float) -> None:
+        """Keep it."""
+        self.failures.append(error)
+
+
+class World:
+    """A pipeline over fake hosts."""
+
+    def __init__(
+        self,
+        objects: Iterable[Object],
+        hosts: Iterable[HostRecord],
+        *,
+        zone: str = "",
+        most_in_flight: int = 100,
+    ) -> None:
+        """Route over `hosts`."""
+        self.clock = ManualClock()
+        self.hosts = FakeHosts(self.clock)
+        self.catalog = FixedCatalog(a_snapshot(objects, hosts))
+        self.notes = Notes()
+        self.pipeline = Pipeline(
+            catalog=self.catalog,
+            hosts=self.hosts,
+            feedback=self.notes,
+            clock=self.clock,
+            rng=KeyedRng(0),
+            fleet=Fleet(routers=1, zone=zone, zone_way_s=0.002),
+            limits=Limits(most_in_flight=most_in_flight, reserve_s=0.005),
+        )
+
+    async def decide(self, call: InferCall, *, remaining_s: float | None = None) -> Decision:
+        """Run a call; its decision."""
+        return (await self.pipeline.route(call, remaining_s=remaining_s)).decision
