@@ -92,28 +92,36 @@ def mismatch(version: ModelVersion, record: HostRecord) -> tuple[Refusal, str] |
 class Room:
     """What is free on one host; whoever hands out versions takes it from `free_bytes`."""
 
-    __slots__ = ("_measured", "free_bytes", "site")
+    __slots__ = ("_kind", "_measured", "free_bytes", "hosted", "site")
 
-    def __init__(self, site: Site, versions: Sequence[ModelVersion], measured: Measured) -> None:
+    def __init__(self, site: Site, versions: Mapping[ModelKey, ModelVersion], measured: Measured) -> None:
         """What is left on `site` beside what it has; `versions` are all that should exist."""
         self.site = site
+        self.hosted = {hosted.key: hosted for hosted in site.record.models}
+        self._kind = site.record.device.kind
         self._measured = measured
-        by_key = {version.model_key: version for version in versions}
-        claimed = sum(self._claim(hosted, by_key) for hosted in site.record.models)
+        claimed = sum(self._claim(hosted, versions.get(hosted.key)) for hosted in site.record.models)
         # The host's own sum counts too: it may hold what nobody listed.
         self.free_bytes = site.record.device.memory_bytes - max(claimed, site.record.device.used_bytes)
 
-    def _claim(self, hosted: HostedModel, versions: Mapping[ModelKey, ModelVersion]) -> int:
+    def _claim(self, hosted: HostedModel, version: ModelVersion | None) -> int:
         if hosted.state is ModelState.FAILED:
             return 0
-        version = versions.get(hosted.key)
-        return hosted.memory_bytes if version is None else self.need(version)
+        return hosted.memory_bytes if version is None else self.need(hosted.key, version)
 
-    def need(self, version: ModelVersion) -> int:
-        """Bytes the version takes here."""
-        return memory_need(version, self.site.record, self._measured)
+    def need(self, key: ModelKey, version: ModelVersion) -> int:
+        """Bytes a version takes here; as `memory_need`. `key` is the version's, made once for all hosts."""
+        hosted = self.hosted.get(key)
+        if hosted is not None and hosted.memory_bytes > 0:
+            return hosted.memory_bytes
+        return self._measured.get((key, self._kind), version.memory_bytes) if self._measured else version.memory_bytes
 
-    def refusal(self, version: ModelVersion, holders: Sequence[str]) -> tuple[Refusal, str] | None:
+    def state(self, key: ModelKey) -> ModelState | None:
+        """Where a version stands here; None if it does not."""
+        hosted = self.hosted.get(key)
+        return None if hosted is None else hosted.state
+
+    def refusal(self, key: ModelKey, version: ModelVersion, holders: Sequence[str]) -> tuple[Refusal, str] | None:
         """Why the version cannot be loaded here now; None if it can."""
         site = self.site
         if never := mismatch(version, site.record):
@@ -122,38 +130,37 @@ class Room:
             return Refusal.HELD, "every other matching host has it already"
         if site.standing is not Standing.LISTED:
             return Refusal.STANDING, f"{site.host_id} is {site.standing.value.lower()}"
-        state = state_of(site, version.model_key)
-        if state not in (None, ModelState.FAILED):
+        hosted = self.hosted.get(key)
+        if hosted is not None and hosted.state is not ModelState.FAILED:
             return Refusal.STANDING, f"{site.host_id} has yet to unload it"
-        failure = site.failures.get(version.model_key)
+        failure = site.failures.get(key)
         if failure is not None and failure.resting:
             return Refusal.FAILED, failed_text(site.host_id, failure)
-        if self.need(version) > self.free_bytes:
+        if self.need(key, version) > self.free_bytes:
             return Refusal.MEMORY, ""
         return None
 
 
-def state_of(site: Site, key: ModelKey) -> ModelState | None:
-    """Where a version stands on a host; None if it is not there."""
-    hosted = site.record.hosted(key)
-    return None if hosted is None else hosted.state
-
-
 def reasons_against(version: ModelVersion, rooms: Mapping[str, Room], holders: Sequence[str]) -> list[str]:
     """Why no host takes another replica. What can never fit is told only where nothing else is in the way."""
+    key = version.model_key
     refused: dict[Refusal, list[str]] = {}
     for room in rooms.values():
-        if refusal := room.refusal(version, holders):
+        if refusal := room.refusal(key, version, holders):
             refused.setdefault(refusal[0], []).append(refusal[1])
     if not refused:
         return ["no host is listed"]
     if full := refused.get(Refusal.MEMORY):
         roomiest = max(
-            (room for room in rooms.values() if (why := room.refusal(version, holders)) and why[0] is Refusal.MEMORY),
-            key=lambda room: room.free_bytes - room.need(version),
+            (
+                room
+                for room in rooms.values()
+                if (why := room.refusal(key, version, holders)) and why[0] is Refusal.MEMORY
+            ),
+            key=lambda room: room.free_bytes - room.need(key, version),
         )
         free_bytes = max(0, roomiest.free_bytes)
-        full[:] = [f"needs {mib(roomiest.need(version))}, and {roomiest.site.host_id} has {mib(free_bytes)} free"]
+        full[:] = [f"needs {mib(roomiest.need(key, version))}, and {roomiest.site.host_id} has {mib(free_bytes)} free"]
     first = min(refused)
     shown = [first] if first in _NEVER else sorted(refused.keys() - _NEVER)
     found: list[str] = []

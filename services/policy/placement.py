@@ -10,7 +10,6 @@ When orders are sent, what was measured, and how long a failed load rests is the
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from services.domain.host import HostedModel
 from services.domain.model import ModelKey, ModelState
 from services.domain.objects import ModelVersion
 from services.policy.fitting import (
@@ -22,7 +21,6 @@ from services.policy.fitting import (
     mib,
     mismatch,
     reasons_against,
-    state_of,
 )
 
 
@@ -84,14 +82,19 @@ def place(versions: Iterable[ModelVersion], sites: Iterable[Site], measured: Mea
         else declared, and never put a version twice on one host.
     """
     wanted = sorted(versions, key=lambda version: version.model_key)
-    sites = sorted(sites, key=lambda site: site.host_id)
-    rooms = {site.host_id: Room(site, wanted, measured) for site in sites}
+    by_key = {version.model_key: version for version in wanted}
+    rooms = {site.host_id: Room(site, by_key, measured) for site in sorted(sites, key=lambda site: site.host_id)}
+    where: dict[ModelKey, list[Room]] = {}
+    for room in rooms.values():
+        for key in room.hosted:
+            where.setdefault(key, []).append(room)
     kept: dict[ModelKey, list[str]] = {}
     unloads: list[Unload] = []
     for version in wanted:
-        kept[version.model_key] = keep = _replicas_to_keep(version, sites)
-        unloads += _surplus(version, sites, keep)
-    unloads += _unknown(sites, known={version.model_key for version in wanted})
+        having = where.get(version.model_key, [])
+        kept[version.model_key] = keep = _replicas_to_keep(version, having)
+        unloads += _surplus(version, having, keep)
+    unloads += _unknown(rooms.values(), by_key)
     loads = _fill(wanted, rooms, kept)
     placements = sorted(Placed(key, host_id) for key, hosts in kept.items() for host_id in hosts)
     return Assignment(
@@ -106,74 +109,68 @@ def _by_key(order: Load | Unload) -> tuple[ModelKey, str]:
     return (order.key, order.host_id)
 
 
-def _holders(key: ModelKey, sites: Sequence[Site]) -> list[tuple[Site, HostedModel]]:
-    """Sites that have the version ready or loading."""
-    found = []
-    for site in sites:
-        hosted = site.record.hosted(key)
-        if hosted is not None and hosted.state in (ModelState.LOADING, ModelState.READY):
-            found.append((site, hosted))
-    return found
-
-
-def _replicas_to_keep(version: ModelVersion, sites: Sequence[Site]) -> list[str]:
+def _replicas_to_keep(version: ModelVersion, having: Sequence[Room]) -> list[str]:
     """At most the minimum of replicas: ready before loading, listed before absent, then over zones."""
+    key = version.model_key
     pool = [
-        (site, hosted)
-        for site, hosted in _holders(version.model_key, sites)
-        if site.standing is not Standing.LEAVING
-        and version.model_key not in site.outdated
-        and mismatch(version, site.record) is None
+        room
+        for room in having
+        if room.state(key) in (ModelState.LOADING, ModelState.READY)
+        and room.site.standing is not Standing.LEAVING
+        and key not in room.site.outdated
+        and mismatch(version, room.site.record) is None
     ]
     zones: dict[str, int] = {}
     kept: list[str] = []
-    while pool and len(kept) < version.min_replicas:
-        best = min(
-            pool,
-            key=lambda item: (
-                item[1].state is not ModelState.READY,
-                item[0].standing is not Standing.LISTED,
-                zones.get(item[0].record.zone, 0),
-                item[0].host_id,
-            ),
+
+    def rank(room: Room) -> tuple[bool, bool, int, str]:
+        site = room.site
+        return (
+            room.state(key) is not ModelState.READY,
+            site.standing is not Standing.LISTED,
+            zones.get(site.record.zone, 0),
+            site.host_id,
         )
+
+    while pool and len(kept) < version.min_replicas:
+        best = min(pool, key=rank)
         pool.remove(best)
-        zone = best[0].record.zone
+        zone = best.site.record.zone
         zones[zone] = zones.get(zone, 0) + 1
-        kept.append(best[0].host_id)
+        kept.append(best.site.host_id)
     return kept
 
 
-def _surplus(version: ModelVersion, sites: Sequence[Site], kept: Sequence[str]) -> list[Unload]:
+def _surplus(version: ModelVersion, having: Sequence[Room], kept: Sequence[str]) -> list[Unload]:
     """What goes of a version that is wanted: replicas above the minimum, and remains of failed loads."""
     key = version.model_key
-    by_id = {site.host_id: site for site in sites}
-    ready = sum(state_of(by_id[host_id], key) is ModelState.READY for host_id in kept)
+    ready = sum(room.site.host_id in kept and room.state(key) is ModelState.READY for room in having)
     satisfied = ready >= version.min_replicas
     found = []
-    for site in sites:
-        state = state_of(site, key)
+    for room in having:
+        site, state = room.site, room.state(key)
         if site.standing is not Standing.LISTED or site.host_id in kept:
             continue
+        why = ""
         if key in site.outdated and state is not ModelState.UNLOADING:
-            found.append(Unload(key, site.host_id, "its contents are not those of the registry any more"))
-            continue
-        above = f"above the {version.min_replicas} wanted replicas"
-        if (state is ModelState.READY and satisfied) or (
+            why = "its contents are not those of the registry any more"
+        elif (state is ModelState.READY and satisfied) or (
             state is ModelState.LOADING and len(kept) >= version.min_replicas
         ):
-            found.append(Unload(key, site.host_id, above))
+            why = f"above the {version.min_replicas} wanted replicas"
         elif state is ModelState.FAILED and satisfied:
-            found.append(Unload(key, site.host_id, "failed here and not needed here"))
+            why = "failed here and not needed here"
+        if why:
+            found.append(Unload(key, site.host_id, why))
     return found
 
 
-def _unknown(sites: Sequence[Site], known: set[ModelKey]) -> list[Unload]:
+def _unknown(rooms: Iterable[Room], known: Mapping[ModelKey, ModelVersion]) -> list[Unload]:
     return [
-        Unload(hosted.key, site.host_id, "the registry has no such version")
-        for site in sites
-        if site.standing is Standing.LISTED
-        for hosted in site.record.models
+        Unload(hosted.key, room.site.host_id, "the registry has no such version")
+        for room in rooms
+        if room.site.standing is Standing.LISTED
+        for hosted in room.site.record.models
         if hosted.key not in known and hosted.state is not ModelState.UNLOADING
     ]
 
@@ -185,21 +182,23 @@ def _fill(versions: Sequence[ModelVersion], rooms: Mapping[str, Room], kept: dic
     serves as many versions as it can; within that, the largest first.
     """
     loads: list[Load] = []
-    most = max((version.min_replicas for version in versions), default=0)
-    for ordinal in range(most):
-        lacking = [version for version in versions if len(kept[version.model_key]) <= ordinal < version.min_replicas]
-        lacking.sort(
-            key=lambda version: (-max((room.need(version) for room in rooms.values()), default=0), version.model_key)
-        )
-        for version in lacking:
-            if room := _best_room(version, rooms, kept[version.model_key]):
-                room.free_bytes -= room.need(version)
-                kept[version.model_key].append(room.site.host_id)
-                loads.append(_load(version, room, len(kept[version.model_key])))
+    missing = [
+        (-max((room.need(key, version) for room in rooms.values()), default=0), key, version)
+        for version in versions
+        if len(kept[key := version.model_key]) < version.min_replicas
+    ]
+    missing.sort(key=lambda entry: entry[:2])
+    for ordinal in range(max((version.min_replicas for _, _, version in missing), default=0)):
+        for _, key, version in missing:
+            holders = kept[key]
+            if len(holders) <= ordinal < version.min_replicas and (room := _best_room(key, version, rooms, holders)):
+                room.free_bytes -= room.need(key, version)
+                holders.append(room.site.host_id)
+                loads.append(_load(key, version, room, len(holders)))
     return loads
 
 
-def _best_room(version: ModelVersion, rooms: Mapping[str, Room], holders: Sequence[str]) -> Room | None:
+def _best_room(key: ModelKey, version: ModelVersion, rooms: Mapping[str, Room], holders: Sequence[str]) -> Room | None:
     """The room that failed it least, in the zone with the fewest of its replicas, with the least left over."""
     zones: dict[str, int] = {}
     for host_id in holders:
@@ -208,23 +207,23 @@ def _best_room(version: ModelVersion, rooms: Mapping[str, Room], holders: Sequen
 
     def rank(room: Room) -> tuple[int, int, int, str]:
         site = room.site
-        failure = site.failures.get(version.model_key)
+        failure = site.failures.get(key)
         return (
             failure.count if failure else 0,
             zones.get(site.record.zone, 0),
-            room.free_bytes - room.need(version),
+            room.free_bytes - room.need(key, version),
             site.host_id,
         )
 
-    fitting = [room for room in rooms.values() if room.refusal(version, holders) is None]
+    fitting = [room for room in rooms.values() if room.refusal(key, version, holders) is None]
     return min(fitting, key=rank, default=None)
 
 
-def _load(version: ModelVersion, room: Room, ordinal: int) -> Load:
+def _load(key: ModelKey, version: ModelVersion, room: Room, ordinal: int) -> Load:
     left = f"best fit, {mib(room.free_bytes)} left"
-    failure = room.site.failures.get(version.model_key)
+    failure = room.site.failures.get(key)
     again = f", try {failure.count + 1} here" if failure else ""
-    return Load(version.model_key, room.site.host_id, f"replica {ordinal} of {version.min_replicas}: {left}{again}")
+    return Load(key, room.site.host_id, f"replica {ordinal} of {version.min_replicas}: {left}{again}")
 
 
 def _lacking(
@@ -238,8 +237,7 @@ def _lacking(
         retried = [
             (host_id, failure)
             for host_id in holders
-            if (failure := rooms[host_id].site.failures.get(key))
-            and state_of(rooms[host_id].site, key) is not ModelState.READY
+            if (failure := rooms[host_id].site.failures.get(key)) and rooms[host_id].state(key) is not ModelState.READY
         ]
         missing = version.min_replicas - len(holders) + len(retried)
         if missing > 0:
