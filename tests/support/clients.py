@@ -1,0 +1,34 @@
+"""Third-party clients in a venv of their own: they need another protobuf than the project."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+INSTALL_S = 600
+RUN_S = 100
+
+
+def python() -> Path:
+    """The venv's Python; made on the first use, which takes a while."""
+    made = subprocess.run(
+        [ROOT / "tools" / "clients_venv.sh"], capture_output=True, text=True, timeout=INSTALL_S, check=False
+    )
+    assert made.returncode == 0, f"the clients cannot be installed:\n{made.stderr[-2000:]}"
+    return Path(made.stdout.strip().splitlines()[-1])
+
+
+def run(script: str, *arguments: str) -> Any:
+    """Run a script of tests/e2e/clients; what it prints is JSON."""
+    path = ROOT / "tests" / "e2e" / "clients" / script
+    done = subprocess.run(
+        [python(), path, *arguments], capture_output=True, text=True, timeout=RUN_S, check=False, cwd=path.parent
+    )
+    assert done.returncode == 0, f"{script} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return json.loads(done.stdout)
+
+
+def descriptors() -> bytes:
+    """tritonclient's descriptors, as a serialized FileDescriptorSet."""
+    return bytes.fromhex(run("dump_descriptors.py"))
