@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 from rich.markup import escape
+from rich.status import Status
 
 from services.domain.clock import Clock, SystemClock
 
@@ -30,6 +31,13 @@ class Progress:
         """Write to `console`."""
         self._console = console
         self._clock = clock
+        self._status: Status | None = None
+        self._title = ""
+
+    def note(self, text: str) -> None:
+        """How far the running step is; seen on a terminal only."""
+        if self._status is not None:
+            self._status.update(escape(f"{self._title}: {text}"))
 
     @contextmanager
     def step(self, title: str) -> Iterator[Step]:
@@ -38,10 +46,12 @@ class Progress:
         start_s = self._clock.now_s()
         mark = "[red]✗[/red]"
         try:
-            with self._console.status(escape(title)):
+            with self._console.status(escape(title)) as self._status:
+                self._title = title
                 yield step
             mark = "[green]✓[/green]"
         finally:
+            self._status = None
             took_s = self._clock.now_s() - start_s
             result = f" [dim]{escape(step.result)}[/dim]" if step.result else ""
             self._console.print(f"  {mark} {escape(title)}{result} [dim]({took_s:.1f} s)[/dim]", highlight=False)
