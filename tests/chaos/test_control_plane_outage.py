@@ -4,10 +4,23 @@ from pathlib import Path
 
 import pytest
 
+from services.domain.model import ModelState
+from services.router import snapshot_file
 from tests.support.yard import Load, until, yard
+
+APPLIED = 2
+"""Revision of the model: the first one is the mesh's own pool."""
 
 CALLS = 100
 """Answers that must come in each phase; a phase without traffic would prove nothing."""
+
+
+def ready_on_disk(snapshot: Path) -> bool:
+    """Whether a router that starts from the disk would find the model, and ready; it is written once a second."""
+    found = snapshot_file.read(snapshot)
+    if found is None or found.revision < APPLIED:
+        return False
+    return any(hosted.state is ModelState.READY for host in found.hosts.values() for hosted in host.models)
 
 
 @pytest.mark.timeout(240)

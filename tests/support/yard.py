@@ -34,12 +34,14 @@ def echo_objects(replicas: int) -> list[objects_pb2.Object]:
     ]
 
 
-async def until(done: Callable[[], bool], what: str, within_s: float = 60.0) -> None:
-    """Wait until `done` says so; fail with `what` after `within_s`."""
+async def until(
+    done: Callable[[], bool], what: str, within_s: float = 60.0, *, seen: Callable[[], object] = lambda: ""
+) -> None:
+    """Wait until `done` says so; after `within_s` fail with `what` and what was `seen` instead."""
     loop = asyncio.get_running_loop()
     end = loop.time() + within_s
     while not done():
-        assert loop.time() < end, f"{what} did not come about in {within_s:g} s"
+        assert loop.time() < end, f"{what} did not come about in {within_s:g} s {seen()}"
         await asyncio.sleep(0.02)
 
 
@@ -50,7 +52,7 @@ class Yard:
     mesh: Mesh
 
     @asynccontextmanager
-    async def registry(self) -> AsyncIterator[registry_pb2_grpc.RegistryServiceAsyncStub]:
+    async def registry(self) -> AsyncIterator["registry_pb2_grpc.RegistryServiceAsyncStub"]:
         """A stub of its registry."""
         async with grpc.aio.insecure_channel(self.mesh.addresses.registry) as channel:
             yield registry_pb2_grpc.RegistryServiceStub(channel)
@@ -114,14 +116,14 @@ class Load:
             stub = inference_pb2_grpc.InferenceServiceStub(channel)
             tasks = [asyncio.create_task(self._caller(stub, number, stop)) for number in range(self.callers)]
             try:
-                await until(lambda: self.answered >= self.callers, "a first answer to each caller")
+                await until(lambda: self.answered >= self.callers, "first answers", seen=lambda: self.failures)
                 yield
             finally:
                 stop.set()
                 await asyncio.gather(*tasks)
 
     async def _caller(
-        self, stub: inference_pb2_grpc.InferenceServiceAsyncStub, number: int, stop: asyncio.Event
+        self, stub: "inference_pb2_grpc.InferenceServiceAsyncStub", number: int, stop: asyncio.Event
     ) -> None:
         count = 0
         while not stop.is_set():
@@ -133,6 +135,7 @@ class Load:
                 answer = await stub.Infer(request, timeout=self.timeout_s)
             except grpc.aio.AioRpcError as error:
                 self.failures[f"{error.code().name}: {error.details()}"] += 1
+                await asyncio.sleep(0.01)
                 continue
             self.answered += 1
             self.retried += len(answer.decision.attempts) > 1
