@@ -15,6 +15,7 @@ import grpc.aio
 
 from modelyard.host.v1 import host_pb2, host_pb2_grpc
 from modelyard.registry.v1 import registry_pb2, registry_pb2_grpc
+from modelyard.type.v1 import resources_pb2
 from services.chassis.codec import key_to
 from services.chassis.object_codec import object_to
 from services.domain.model import ModelKey
@@ -159,6 +160,12 @@ class Bench:
             host = host_pb2_grpc.ModelHostServiceStub(channel)
             request = host_pb2.UnloadModelRequest(key=key_to(key), decision_id="test", fencing_token=1)
             await host.UnloadModel(request, timeout=10.0)
+
+    async def listed(self) -> list[resources_pb2.HostRecord]:
+        """The hosts that the registry lists."""
+        async with grpc.aio.insecure_channel(self.registry.address) as channel:
+            registry = registry_pb2_grpc.RegistryServiceStub(channel)
+            return list((await registry.ListHosts(registry_pb2.ListHostsRequest(), timeout=5.0)).hosts)
 
     def stop(self) -> None:
         """End everything."""

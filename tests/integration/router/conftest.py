@@ -1,0 +1,32 @@
+"""A router with a real registry and two real hosts, shared by the tests of a module that break nothing."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import grpc
+import grpc.aio
+import pytest
+
+from tests.integration.router.zoo import fill
+from tests.support.services import Bench, bench
+
+
+@pytest.fixture(scope="module")
+def yard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """The bench, filled."""
+    with asyncio.Runner() as runner:
+        context = bench(tmp_path_factory.mktemp("yard"), hosts=2)
+        made = runner.run(context.__aenter__())
+        try:
+            runner.run(fill(made))
+            yield made
+        finally:
+            runner.run(context.__aexit__(None, None, None))
+
+
+@pytest.fixture
+async def channel(yard: Bench) -> AsyncIterator[grpc.aio.Channel]:
+    """A caller's channel to the router, with limits beyond the router's."""
+    options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+    async with grpc.aio.insecure_channel(yard.router.address, options=options) as opened:
+        yield opened

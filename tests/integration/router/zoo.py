@@ -1,0 +1,100 @@
+"""What the router's integration tests apply, and requests for it."""
+
+import struct
+from dataclasses import replace
+
+from modelyard.inference.v1 import inference_pb2 as pb
+from services.domain.model import TensorSpec
+from services.domain.objects import Backend, Choose, Metadata, Model, ModelVersion, Object, Route, RouteTarget, Single
+from tests.support.services import Bench, eventually
+
+FLOAT = struct.Struct("<f")
+
+
+def a_model(name: str, datatype: str = "FP32", width: int = 4) -> Model:
+    """A model that answers its input `x` as `y`."""
+    return Model(Metadata(name), (TensorSpec("x", datatype, (-1, width)),), (TensorSpec("y", datatype, (-1, width)),))
+
+
+def a_version(
+    model: str,
+    version: str = "1.0.0",
+    *,
+    quality: float | None = None,
+    cost: int = 0,
+    batch: int = 8,
+    base_ms: float = 0.0,
+) -> ModelVersion:
+    """A version that takes `base_ms` for a batch."""
+    return ModelVersion(
+        Metadata(model),
+        version,
+        Backend("identity", options={"base_ms": str(base_ms)}),
+        max_batch_size=batch,
+        min_replicas=1,
+        memory_bytes=1 << 20,
+        quality=quality,
+        cost_microusd=cost,
+        service_time_s=0.001,
+    )
+
+
+ECHO, TEXT, SLOW, SMALL, LARGE, WIDE, NOWHERE = (
+    a_model("echo"),
+    a_model("text", "BYTES", 2),
+    a_model("slow"),
+    a_model("small"),
+    a_model("large"),
+    replace(a_model("wide"), inputs=(TensorSpec("x", "FP32", (-1, -1)),), outputs=(TensorSpec("y", "FP32", (-1, -1)),)),
+    a_model("nowhere"),
+)
+VERSIONS = {
+    "echo": (a_version("echo", "1.0.0"), a_version("echo", "1.1.0")),
+    "text": (a_version("text"),),
+    "slow": (a_version("slow", base_ms=200.0, batch=1),),
+    "small": (a_version("small", quality=0.80, cost=10),),
+    "large": (a_version("large", quality=0.92, cost=60),),
+    "wide": (a_version("wide"),),
+    "nowhere": (a_version("nowhere"),),
+}
+MODELS = (ECHO, TEXT, SLOW, SMALL, LARGE, WIDE, NOWHERE)
+ROUTES: tuple[Object, ...] = (
+    Route(Metadata("embed"), Choose((RouteTarget("small"), RouteTarget("large")))),
+    Route(Metadata("quick"), Single(RouteTarget("echo")), default_timeout_s=2.0, max_timeout_s=4.0),
+)
+
+
+async def fill(bench: Bench) -> None:
+    """Apply everything, and load everything but `nowhere` on every host."""
+    await bench.apply(*MODELS, *(version for versions in VERSIONS.values() for version in versions), *ROUTES)
+    loaded = [model for model in MODELS if model is not NOWHERE]
+    for host_id in bench.hosts:
+        for model in loaded:
+            for version in VERSIONS[model.metadata.name]:
+                await bench.load(host_id, model, version)
+    wanted = sum(len(VERSIONS[model.metadata.name]) for model in loaded)
+
+    async def ready() -> bool:
+        hosts = await bench.listed()
+        return len(hosts) == len(bench.hosts) and all(
+            sum(hosted.state == 2 for hosted in host.models) == wanted for host in hosts
+        )
+
+    await eventually(ready, "every version on every host")
+
+
+def typed(name: str = "echo", *, rows: int = 1) -> pb.InferRequest:
+    """A request with typed contents."""
+    request = pb.InferRequest(model_name=name, id="mine")
+    tensor = request.inputs.add(name="x", datatype="FP32", shape=[rows, 4])
+    tensor.contents.fp32_contents.extend(float(number) for number in range(4 * rows))
+    return request
+
+
+def raw(name: str = "echo", *, rows: int = 1) -> pb.InferRequest:
+    """The same with raw contents."""
+    request = typed(name, rows=rows)
+    contents = request.inputs[0].contents.fp32_contents
+    request.raw_input_contents.append(b"".join(FLOAT.pack(value) for value in contents))
+    request.inputs[0].ClearField("contents")
+    return request
