@@ -1,4 +1,5 @@
 """Prints tritonclient's descriptors: a FileDescriptorSet in hexadecimal. Runs in the clients' venv."""
+# mypy: ignore-errors
 
 import json
 
