@@ -101,9 +101,9 @@ def execute_request(
     return host_pb2.ExecuteRequest(key=model_pb2.ModelKey(model=model, version=version), request=request)
 
 
-def echo_request(*rows: Sequence[float], request_id: str = "") -> host_pb2.ExecuteRequest:
-    """A request for the default model and version."""
-    return execute_request({"x": ("FP32", np.array(rows, np.float32))}, request_id=request_id)
+def echo_request(*rows: Sequence[float], model: str = "echo", request_id: str = "") -> host_pb2.ExecuteRequest:
+    """A request for `model_object` and `version_object` as they are by default."""
+    return execute_request({"x": ("FP32", np.array(rows, np.float32))}, model=model, request_id=request_id)
 
 
 def raw_outputs(response: inference_pb2.InferResponse) -> dict[str, NDArray]:
@@ -178,10 +178,25 @@ class HostProcess:
     ) -> resources_pb2.HostedModel:
         """Load a version, by default the identity, and wait until it is READY."""
         version = version or version_object()
+        model = model or model_object(version.metadata.name)
         await self.order(version, model, decision_id=decision_id, token=token)
         hosted = await self.settled(version.metadata.name, version.model_version.version)
         assert hosted.state == READY, hosted.message
         return hosted
+
+    async def load_now(self, name: str = "echo") -> resources_pb2.ModelLoad:
+        """The load of a model's only version."""
+        status = await self.stub.GetStatus(host_pb2.GetStatusRequest(), timeout=10)
+        (load,) = [load for load in status.load.models if load.key.model == name]
+        return load
+
+    async def busy(self, *, queued: int, running: int = 1, name: str = "echo") -> None:
+        """Wait until so many calls wait and run."""
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + LOAD_S
+        while ((load := await self.load_now(name)).queued, load.running) != (queued, running):
+            assert loop.time() < end_s, f"{name} is not as busy as that: {load}"
+            await asyncio.sleep(0.01)
 
     async def gone(self, name: str = "echo", version: str = "1.0.0") -> None:
         """Wait until the version is not here any more."""

@@ -1,6 +1,7 @@
 """Batches in a real host: who shares one, whose answer is whose, and what is never computed."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -8,8 +9,7 @@ import grpc
 import grpc.aio
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+import pytest_asyncio
 
 from modelyard.host.v1 import host_pb2
 from services.chassis.errors import from_rpc_error
@@ -24,10 +24,13 @@ from tests.support.host import (
     version_object,
 )
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-@pytest.fixture
-async def host(tmp_path: Path) -> AsyncIterator[HostProcess]:
-    async with running_host(tmp_path) as running:
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def host(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[HostProcess]:
+    """One for all tests here: each loads a model of its own name."""
+    async with running_host(tmp_path_factory.mktemp("host")) as running:
         yield running
 
 
@@ -61,51 +64,43 @@ async def test_no_answer_is_anothers_whatever_shares_a_batch(host: HostProcess) 
     )
     await host.load(version_object("mixed", options={"base_ms": "5"}, max_batch_size=16), text)
 
-    @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    @given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 3), st.booleans()), min_size=5, max_size=60))
-    def each_gets_its_own(shapes: list[tuple[int, int, bool]]) -> None:
-        future = asyncio.run_coroutine_threadsafe(ask(shapes), loop)
-        future.result(60)
-
-    async def ask(shapes: list[tuple[int, int, bool]]) -> None:
+    chance = random.Random(20)
+    for number_of_calls in (5, 20, 60, 60):
         calls = []
-        for number, (rows, width, with_text) in enumerate(shapes):
+        for number in range(number_of_calls):
+            rows, width = chance.randint(1, 5), chance.randint(1, 3)
             values = np.arange(rows * width, dtype=np.int64).reshape(rows, width) + 1000 * number
             inputs = {"v": ("INT64", values)}
-            if with_text:
+            if chance.random() < 0.5:
                 inputs["t"] = ("BYTES", np.array([b"x" * number] * rows, np.object_))
-            calls.append((values, host.stub.Execute(execute_request(inputs, model="mixed"), timeout=20)))
+            calls.append((values, host.stub.Execute(execute_request(inputs, model="mixed"), timeout=30)))
         for values, call in calls:
-            reply = await call
-            assert np.array_equal(raw_outputs(reply.response)["v"], values)
-
-    loop = asyncio.get_running_loop()
-    await asyncio.to_thread(each_gets_its_own)
+            assert np.array_equal(raw_outputs((await call).response)["v"], values)
     assert max((await statistics(host, "mixed")).batch_counts) > 1
 
 
 async def test_expired_and_cancelled_calls_are_never_computed(host: HostProcess) -> None:
-    await host.load(version_object(options={"base_ms": "200"}, max_batch_size=1))
-    first = asyncio.ensure_future(host.stub.Execute(echo_request([1, 0, 0, 0]), timeout=10))
-    await asyncio.sleep(0.05)
+    await host.load(version_object("slow", options={"base_ms": "2000"}, max_batch_size=1))
+    first = asyncio.ensure_future(host.stub.Execute(echo_request([1, 0, 0, 0], model="slow"), timeout=30))
+    await host.busy(queued=0, name="slow")
 
-    gone = [host.stub.Execute(echo_request([2, 0, 0, 0]), timeout=10) for _ in range(5)]
-    await asyncio.sleep(0.05)
+    gone = [host.stub.Execute(echo_request([2, 0, 0, 0], model="slow"), timeout=30) for _ in range(5)]
+    await host.busy(queued=5, name="slow")
     for call in gone:
         call.cancel()
+    await host.busy(queued=0, name="slow")
     with pytest.raises(grpc.aio.AioRpcError) as late:
-        await host.stub.Execute(echo_request([3, 0, 0, 0]), timeout=0.1)
+        await host.stub.Execute(echo_request([3, 0, 0, 0], model="slow"), timeout=1.0)
     with pytest.raises(grpc.aio.AioRpcError) as behind:
-        await host.stub.Execute(echo_request([4, 0, 0, 0]), timeout=0.25)
+        await host.stub.Execute(echo_request([4, 0, 0, 0], model="slow"), timeout=2.2)
     await first
 
     assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert "takes about 20" in (late.value.details() or "")
     assert behind.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "behind what waits" in (behind.value.details() or "")
-    await host.stub.Execute(echo_request([5, 0, 0, 0]), timeout=10)
-    counts = await statistics(host)
-    assert counts.execution_count == counts.success_count == 2
+    counts = await statistics(host, "slow")
+    assert counts.execution_count == counts.success_count == 1
     assert counts.dropped_count == 7
 
 

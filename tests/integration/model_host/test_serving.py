@@ -3,13 +3,14 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from pathlib import Path
 
 import grpc
 import grpc.aio
 import numpy as np
 import pytest
+import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from modelyard.host.v1 import host_pb2
@@ -28,10 +29,20 @@ from tests.support.host import (
     version_object,
 )
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-@pytest.fixture
+
+@pytest_asyncio.fixture(loop_scope="module")
 async def host(tmp_path: Path) -> AsyncIterator[HostProcess]:
+    """One of the test's own, to order about and to end."""
     async with running_host(tmp_path) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[HostProcess]:
+    """One for several tests: each loads a model of its own name."""
+    async with running_host(tmp_path_factory.mktemp("host")) as running:
         yield running
 
 
@@ -43,46 +54,46 @@ async def refusal(call: Awaitable[object]) -> tuple[grpc.StatusCode, str, str]:
     return caught.value.code(), error.reason, error.message
 
 
-async def test_a_loaded_version_answers_with_load_and_statistics(host: HostProcess) -> None:
-    hosted = await host.load()
+async def test_a_loaded_version_answers_with_load_and_statistics(shared: HostProcess) -> None:
+    hosted = await shared.load(version_object("first"))
     assert hosted.load_time.ToNanoseconds() > 0
 
-    answer = await host.stub.Execute(echo_request([1, 2, 3, 4], request_id="r-7"), timeout=5)
+    answer = await shared.stub.Execute(echo_request([1, 2, 3, 4], request_id="r-7", model="first"), timeout=5)
 
     assert raw_outputs(answer.response)["y"].tolist() == [[1, 2, 3, 4]]
-    assert (answer.response.id, answer.response.model_name, answer.response.model_version) == ("r-7", "echo", "1.0.0")
+    assert (answer.response.id, answer.response.model_name, answer.response.model_version) == ("r-7", "first", "1.0.0")
     assert answer.batch_size == 1
     assert answer.load.host_id == "test-0"
-    assert [load.key.model for load in answer.load.models] == ["echo"]
+    assert [load.key.model for load in answer.load.models] == ["first"]
     assert answer.load.models[0].batch_cap >= 1
-    status = await host.stub.GetStatus(host_pb2.GetStatusRequest(), timeout=5)
+    status = await shared.stub.GetStatus(host_pb2.GetStatusRequest(), timeout=5)
     assert status.record.device.kind == resources_pb2.DEVICE_KIND_CPU
-    assert status.record.pid == host.pid
+    assert status.record.pid == shared.pid
     assert status.load.sequence > answer.load.sequence
-    (statistics,) = status.statistics
+    (statistics,) = [item for item in status.statistics if item.key.model == "first"]
     assert (statistics.success_count, statistics.execution_count, dict(statistics.batch_counts)) == (1, 1, {1: 1})
 
 
-async def test_loading_is_answered_at_once_and_seen_in_the_record(host: HostProcess) -> None:
-    slow = version_object(options={"base_ms": "300"}, max_batch_size=1)
-    assert await host.order(slow) == model_pb2.MODEL_STATE_LOADING
-    loading = await host.hosted("echo")
+async def test_loading_is_answered_at_once_and_seen_in_the_record(shared: HostProcess) -> None:
+    slow = version_object("slow", options={"base_ms": "300"}, max_batch_size=1)
+    assert await shared.order(slow, model_object("slow")) == model_pb2.MODEL_STATE_LOADING
+    loading = await shared.hosted("slow")
     assert loading is not None
     assert loading.state == model_pb2.MODEL_STATE_LOADING
-    code, reason, _ = await refusal(host.stub.Execute(echo_request([1, 2, 3, 4]), timeout=5))
+    code, reason, _ = await refusal(shared.stub.Execute(echo_request([1, 2, 3, 4], model="slow"), timeout=5))
     assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_NOT_READY")
-    assert (await host.settled()).state == READY
+    assert (await shared.settled("slow")).state == READY
 
 
-async def test_a_call_is_served_while_another_version_loads(host: HostProcess) -> None:
-    await host.load()
-    await host.order(
-        version_object("slow", options={"base_ms": "500"}, max_batch_size=4), model_object("slow"), decision_id="d2"
+async def test_a_call_is_served_while_another_version_loads(shared: HostProcess) -> None:
+    await shared.load(version_object("served"))
+    await shared.order(
+        version_object("slower", options={"base_ms": "500"}, max_batch_size=4), model_object("slower"), decision_id="d2"
     )
 
-    await host.stub.Execute(echo_request([1, 2, 3, 4]), timeout=5)
+    await shared.stub.Execute(echo_request([1, 2, 3, 4], model="served"), timeout=5)
 
-    slow = await host.hosted("slow")
+    slow = await shared.hosted("slower")
     assert slow is not None
     assert slow.state == model_pb2.MODEL_STATE_LOADING
 
@@ -113,49 +124,54 @@ async def test_orders_repeat_without_effect_and_a_stale_leader_is_refused(host: 
     assert await host.hosted("b") is None
 
 
-async def test_unloading_finishes_its_calls_and_forgets_the_version(host: HostProcess) -> None:
-    await host.load(version_object(options={"base_ms": "200"}, max_batch_size=1))
-    calls = [asyncio.ensure_future(host.stub.Execute(echo_request([n, 0, 0, 0]), timeout=10)) for n in range(4)]
-    await asyncio.sleep(0.05)
+async def test_unloading_finishes_its_calls_and_forgets_the_version(shared: HostProcess) -> None:
+    await shared.load(version_object("leaving", options={"base_ms": "500"}, max_batch_size=1))
+    calls = [
+        asyncio.ensure_future(shared.stub.Execute(echo_request([n, 0, 0, 0], model="leaving"), timeout=10))
+        for n in range(4)
+    ]
+    await shared.busy(queued=3, name="leaving")
 
     order = host_pb2.UnloadModelRequest(
-        key=model_pb2.ModelKey(model="echo", version="1.0.0"), decision_id="u1", fencing_token=1
+        key=model_pb2.ModelKey(model="leaving", version="1.0.0"), decision_id="u1", fencing_token=1
     )
-    answer = await host.stub.UnloadModel(order, timeout=5)
+    answer = await shared.stub.UnloadModel(order, timeout=5)
 
     assert answer.state == model_pb2.MODEL_STATE_UNLOADING
-    assert (await refusal(host.stub.Execute(echo_request([9, 0, 0, 0]), timeout=5)))[1] == "MODEL_NOT_READY"
+    assert (await refusal(shared.stub.Execute(echo_request([9, 0, 0, 0], model="leaving"), timeout=5)))[
+        1
+    ] == "MODEL_NOT_READY"
     for number, reply in enumerate(await asyncio.gather(*calls)):
         assert raw_outputs(reply.response)["y"].tolist() == [[number, 0, 0, 0]]
-    await host.gone()
-    assert (await host.stub.UnloadModel(order, timeout=5)).state == model_pb2.MODEL_STATE_UNSPECIFIED
-    await host.load(decision_id="d2")
-    await host.stub.UnloadModel(order, timeout=5)  # the same unload again, late
-    assert (await host.settled()).state == READY
+    await shared.gone("leaving")
+    assert (await shared.stub.UnloadModel(order, timeout=5)).state == model_pb2.MODEL_STATE_UNSPECIFIED
+    await shared.load(version_object("leaving"), decision_id="d2")
+    await shared.stub.UnloadModel(order, timeout=5)  # the same unload again, late
+    assert (await shared.settled("leaving")).state == READY
 
 
-async def test_health_follows_the_model(host: HostProcess) -> None:
-    health = health_pb2_grpc.HealthStub(host.channel)
+async def test_health_follows_the_model(shared: HostProcess) -> None:
+    health = health_pb2_grpc.HealthStub(shared.channel)
 
     async def serving(name: str) -> int:
         return int((await health.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)).status)
 
     with pytest.raises(grpc.aio.AioRpcError) as unknown:
-        await serving("echo")
+        await serving("healthy")
     assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
-    await host.load()
-    assert await serving("echo") == health_pb2.HealthCheckResponse.SERVING
-    key = model_pb2.ModelKey(model="echo", version="1.0.0")
-    await host.stub.UnloadModel(host_pb2.UnloadModelRequest(key=key, decision_id="u", fencing_token=1), timeout=5)
-    await host.gone()
-    assert await serving("echo") == health_pb2.HealthCheckResponse.NOT_SERVING
+    await shared.load(version_object("healthy"))
+    assert await serving("healthy") == health_pb2.HealthCheckResponse.SERVING
+    key = model_pb2.ModelKey(model="healthy", version="1.0.0")
+    await shared.stub.UnloadModel(host_pb2.UnloadModelRequest(key=key, decision_id="u", fencing_token=1), timeout=5)
+    await shared.gone("healthy")
+    assert await serving("healthy") == health_pb2.HealthCheckResponse.NOT_SERVING
     assert await serving("modelyard.host.v1.ModelHostService") == health_pb2.HealthCheckResponse.SERVING
 
 
 async def test_a_drain_answers_what_was_taken_refuses_the_rest_and_ends_the_process(host: HostProcess) -> None:
-    await host.load(version_object(options={"base_ms": "300"}, max_batch_size=1))
-    calls = [asyncio.ensure_future(host.stub.Execute(echo_request([n, 0, 0, 0]), timeout=10)) for n in range(3)]
-    await asyncio.sleep(0.05)
+    await host.load(version_object(options={"base_ms": "1000"}, max_batch_size=1))
+    calls = [asyncio.ensure_future(host.stub.Execute(echo_request([n, 0, 0, 0]), timeout=30)) for n in range(3)]
+    await host.busy(queued=2)
 
     await host.stub.Drain(host_pb2.DrainRequest(), timeout=5)
 
@@ -199,9 +215,9 @@ async def test_sigterm_loses_no_call(host: HostProcess) -> None:
 
 
 async def test_a_killed_host_is_seen_as_unavailable_at_once(host: HostProcess) -> None:
-    await host.load(version_object(options={"base_ms": "1000"}, max_batch_size=1))
+    await host.load(version_object(options={"base_ms": "3000"}, max_batch_size=1))
     call = asyncio.ensure_future(host.stub.Execute(echo_request([1, 2, 3, 4]), timeout=60))
-    await asyncio.sleep(0.2)
+    await host.busy(queued=0)
 
     os.kill(host.pid, signal.SIGKILL)
 
@@ -211,59 +227,70 @@ async def test_a_killed_host_is_seen_as_unavailable_at_once(host: HostProcess) -
     assert await host.wait_exit() == -signal.SIGKILL
 
 
-async def test_a_call_without_a_deadline_is_refused(host: HostProcess) -> None:
-    code, reason, _ = await refusal(host.stub.Execute(echo_request([1, 2, 3, 4])))
+async def test_a_call_without_a_deadline_is_refused(shared: HostProcess) -> None:
+    code, reason, _ = await refusal(shared.stub.Execute(echo_request([1, 2, 3, 4], model="served")))
     assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "DEADLINE_REQUIRED")
 
 
-async def test_bad_tensors_are_refused_by_name_and_the_refusal_carries_the_load(host: HostProcess) -> None:
-    await host.load()
-    request = echo_request([1, 2, float("nan"), 4])
+async def test_bad_tensors_are_refused_by_name_and_the_refusal_carries_the_load(shared: HostProcess) -> None:
+    await shared.load(version_object("picky"))
+
+    def asked(
+        shape: tuple[int, ...],
+        datatype: str = "FP32",
+        dtype: type = np.float32,
+        *,
+        name: str = "x",
+        outputs: Sequence[str] = (),
+    ) -> host_pb2.ExecuteRequest:
+        return execute_request({name: (datatype, np.zeros(shape, dtype))}, model="picky", outputs=outputs)
+
+    request = echo_request([1, 2, float("nan"), 4], model="picky")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await host.stub.Execute(request, timeout=5)
+        await shared.stub.Execute(request, timeout=5)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "'x'" in (caught.value.details() or "")
     (load,) = [value for key, value in caught.value.trailing_metadata() if key == "x-modelyard-load-bin"]
     assert isinstance(load, bytes)
-    assert resources_pb2.HostLoad.FromString(load).models[0].key.model == "echo"
+    assert resources_pb2.HostLoad.FromString(load).models[0].key.model == "picky"
 
     for bad, said in (
-        (execute_request({"x": ("FP32", np.zeros((1, 5), np.float32))}), "'x' must have shape [-1, 4]"),
-        (execute_request({"x": ("FP64", np.zeros((1, 4)))}), "'x' must be FP32"),
-        (execute_request({"z": ("FP32", np.zeros((1, 4), np.float32))}), "'z' is not one of the model's"),
-        (execute_request({"x": ("FP32", np.zeros((0, 4), np.float32))}), "must be at least 1"),
-        (execute_request({"x": ("FP32", np.zeros((33, 4), np.float32))}), "largest batch, 32"),
-        (execute_request({"x": ("FP32", np.zeros((1, 4), np.float32))}, outputs=["w"]), "output 'w'"),
+        (asked((1, 5)), "'x' must have shape [-1, 4]"),
+        (asked((1, 4), "FP64", np.float64), "'x' must be FP32"),
+        (asked((1, 4), name="z"), "'z' is not one of the model's"),
+        (asked((0, 4)), "must be at least 1"),
+        (asked((33, 4)), "largest batch, 32"),
+        (asked((1, 4), outputs=["w"]), "output 'w'"),
     ):
-        code, reason, text = await refusal(host.stub.Execute(bad, timeout=5))
+        code, reason, text = await refusal(shared.stub.Execute(bad, timeout=5))
         assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
         assert said in text
 
 
-async def test_the_answer_has_the_form_of_the_request(host: HostProcess) -> None:
-    await host.load(version_object(), model_object(outputs=[spec("y"), spec("x")]))
-    typed = echo_request([1, 2, 3, 4])
+async def test_the_answer_has_the_form_of_the_request(shared: HostProcess) -> None:
+    await shared.load(version_object("formal"), model_object("formal", outputs=[spec("y"), spec("x")]))
+    typed = echo_request([1, 2, 3, 4], model="formal")
     typed.request.ClearField("raw_input_contents")
     typed.request.inputs[0].contents.fp32_contents.extend([1, 2, 3, 4])
 
-    answer = (await host.stub.Execute(typed, timeout=5)).response
+    answer = (await shared.stub.Execute(typed, timeout=5)).response
     assert not answer.raw_output_contents
     assert [list(output.contents.fp32_contents) for output in answer.outputs] == [[1, 2, 3, 4]] * 2
 
     typed.request.outputs.add(name="x")
-    assert [output.name for output in (await host.stub.Execute(typed, timeout=5)).response.outputs] == ["x"]
+    assert [output.name for output in (await shared.stub.Execute(typed, timeout=5)).response.outputs] == ["x"]
 
 
-async def test_what_the_schema_declares_must_come_out_of_warm_up(host: HostProcess) -> None:
+async def test_what_the_schema_declares_must_come_out_of_warm_up(shared: HostProcess) -> None:
     wrong = model_object("wrong", inputs=[spec("x", "INT32")], outputs=[spec("y", "FP32")])
-    await host.order(version_object("wrong"), wrong)
-    hosted = await host.settled("wrong")
+    await shared.order(version_object("wrong"), wrong)
+    hosted = await shared.settled("wrong")
     assert hosted.state == FAILED
     assert "output 'y' is declared FP32, int32 came" in hosted.message
 
     wide = model_object("wide", inputs=[spec("x", shape=[-1, 4])], outputs=[spec("y", shape=[-1, 5])])
-    await host.order(version_object("wide"), wide, decision_id="d2")
-    hosted = await host.settled("wide")
+    await shared.order(version_object("wide"), wide, decision_id="d2")
+    hosted = await shared.settled("wide")
     assert hosted.state == FAILED
     assert "output 'y' is declared [-1, 5]" in hosted.message
 
