@@ -190,13 +190,16 @@ async def test_nothing_is_ordered_or_replanned_on_a_view_that_is_not_trusted() -
     assert list(yard.launcher.pools) == ["cpu"]
 
 
-async def test_nothing_is_unloaded_where_the_registry_knows_of_no_revision() -> None:
+async def test_nothing_is_taken_away_where_the_registry_knows_of_no_revision() -> None:
     yard = Yard()
     yard.fleet.revision = 0
     yard.fleet.hosts["a"] = a_host("a", hosted("m"))
-    yard.launcher.extra = {"a"}
+    yard.fleet.hosts["b"] = a_host("b", hosted("m"))
+    yard.launcher.extra = {"b"}
 
-    await yard.turn(2)
+    await yard.turn()
+    yard.clock.advance(2 * RELEASE_AFTER_S)
+    await yard.turn()
 
     assert yard.fleet.sent == []
     assert yard.launcher.released == frozenset()
