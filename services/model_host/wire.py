@@ -28,8 +28,8 @@ CONTENTS: dict[str, str] = {
 }
 """Field of InferTensorContents by datatype; FP16 and BF16 have none."""
 
-LARGE_BYTES = 256 * 1024
-"""A request or answer beyond this is converted off the event loop."""
+_WIDE = {"INT8": np.int32, "INT16": np.int32, "UINT8": np.uint32, "UINT16": np.uint32}
+"""What elements travel as, where that holds more than the datatype does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,10 +199,11 @@ def _from_typed(contents: pb.InferTensorContents, meta: TensorMeta) -> NDArray:
         array: NDArray = np.empty(len(elements), dtype)
         array[:] = list(elements)
         return array.reshape(meta.shape)
-    try:
-        return np.array(elements, dtype).reshape(meta.shape)
-    except OverflowError as error:
-        raise BadTensor(f"an element does not fit {meta.datatype}") from error
+    wide: NDArray = np.array(elements, _WIDE.get(meta.datatype, dtype))
+    narrow = wide.astype(dtype, copy=False)
+    if wide.dtype != dtype and not np.array_equal(wide, narrow):
+        raise BadTensor(f"an element does not fit {meta.datatype}")
+    return narrow.reshape(meta.shape)
 
 
 def _check_finite(schema: Schema, inputs: Mapping[str, NDArray]) -> None:
