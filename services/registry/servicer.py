@@ -24,6 +24,9 @@ from services.registry.watch_hub import WatchHub
 RESERVE_S = 0.02
 """Seconds kept back from each deadline to carry the answer home."""
 
+BREAK_S = 0.1
+"""How long after the last report a break may take to be told from a half-close."""
+
 DEFAULT_REVISIONS = 50
 MAX_REVISIONS = 1000
 
@@ -125,6 +128,8 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
                 progress = listing.report(request.progress, record)
                 yield pb.RegisterHostResponse(lease_ttl=duration_to(TTL_S), progress=progress)
             if listing is not None:
+                # A stream that broke ends its requests too, at times before this call is cancelled.
+                await self._clock.sleep(BREAK_S)
                 await listing.end()
         finally:
             if listing is not None:

@@ -132,8 +132,10 @@ class FakeEtcd:
                 if revision >= at and mine:
                     yield WatchBatch(revision, mine)
                 at = max(at, revision + 1)
-            self._changed.clear()
-            await self._changed.wait()
+            if at > self.revision:
+                # Whoever waits has seen everything, so that one event serves all watches.
+                self._changed.clear()
+                await self._changed.wait()
 
     def _reach(self) -> None:
         if self.away:
