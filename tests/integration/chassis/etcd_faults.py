@@ -6,6 +6,10 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
 
 from services.chassis.etcd import EtcdClient
 from services.domain.errors import StoreUnavailable
@@ -135,3 +139,33 @@ async def swallowing_proxy(target: str) -> AsyncIterator[SwallowingProxy]:
     finally:
         server.close()
         await proxy.close()
+
+
+@contextlib.asynccontextmanager
+async def mute_member() -> AsyncIterator[str]:
+    """A member that takes watches and says nothing, and of which all else fails; yields its `HOST:PORT`.
+
+    Its connection is alive and answers pings, so only a question to it tells that it is of no use.
+    """
+
+    async def watch(_requests: Any, _context: Any) -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    async def fail(_request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "etcdserver: no leader")
+
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    handlers: dict[str, dict[str, Any]] = {
+        "Watch": {"Watch": grpc.stream_stream_rpc_method_handler(watch)},
+        "Maintenance": {"Status": grpc.unary_unary_rpc_method_handler(fail)},
+    }
+    for service, methods in handlers.items():
+        handler = grpc.method_handlers_generic_handler(f"etcdserverpb.{service}", methods)
+        server.add_generic_rpc_handlers((handler,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)

@@ -175,6 +175,24 @@ async def test_leader_whose_lease_is_revoked_leads_no_longer(stand: Stand, clien
     assert not leadership.holds()
 
 
+async def test_waiting_candidate_that_loses_its_lease_stands_again(stand: Stand, client: EtcdClient, name: str) -> None:
+    first = stand("first")
+    await first.campaign()
+    waiting = asyncio.create_task(stand("second", ttl_s=5).campaign())
+    await enlisted(client, name, 2)
+    prefix = f"{ELECTIONS}/{name}/"
+    theirs = [kv for kv in (await client.range_prefix(prefix)).kvs if kv.value == b"second"]
+
+    await client.lease_revoke(theirs[0].lease)
+    await enlisted(client, name, 1)
+    await enlisted(client, name, 2)
+    await first.close()
+
+    async with asyncio.timeout(WAIT_S):
+        leadership = await waiting
+    assert await fenced_write(client, leadership, f"/{name}")
+
+
 async def test_short_outage_of_etcd_costs_no_leadership(stand: Stand, own_etcd: EtcdProcess) -> None:
     leadership = await stand("first", ttl_s=30, endpoint=own_etcd.endpoint).campaign()
     client = EtcdClient([own_etcd.endpoint])

@@ -22,7 +22,7 @@ from services.chassis.etcd import (
     put_op,
 )
 from services.domain.errors import Internal, StoreUnavailable
-from tests.integration.chassis.etcd_faults import WAIT_S, etcd_cluster, swallowing_proxy, until_serving
+from tests.integration.chassis.etcd_faults import WAIT_S, etcd_cluster, mute_member, swallowing_proxy, until_serving
 from tests.support.etcd import EtcdProcess
 from tests.support.ports import free_ports
 
@@ -343,6 +343,33 @@ async def test_connection_into_a_black_hole_is_given_up(etcd_endpoint: str, pref
         await client.close()
 
 
+async def test_one_call_outlives_a_quiet_connection_into_a_black_hole(etcd_endpoint: str, prefix: str) -> None:
+    async with swallowing_proxy(etcd_endpoint) as proxy:
+        client = EtcdClient([proxy.address])
+        await client.put(prefix + "a", b"0")
+        # Until no ping of the last call is under way any more, which would notice sooner.
+        await asyncio.sleep(2.5)
+
+        proxy.swallow()
+
+        # Its attempts are over before a keepalive of the connection could have noticed.
+        assert await client.get(prefix + "a") is not None
+        await client.close()
+
+
+async def test_watch_leaves_a_member_that_has_nothing_to_say(etcd_endpoint: str, prefix: str) -> None:
+    async with mute_member() as mute:
+        client = EtcdClient([mute, etcd_endpoint])
+        writer = EtcdClient([etcd_endpoint])
+        wrote = await writer.put(prefix + "a", b"")
+        watcher = Watcher(client, prefix, wrote)
+
+        assert await watcher.until(wrote) == [wrote]
+        await watcher.stop()
+        await client.close()
+        await writer.close()
+
+
 async def test_watch_and_writes_move_away_from_frozen_members(tmp_path: Path) -> None:
     with etcd_cluster(tmp_path) as cluster:
         client, watching = EtcdClient(cluster.endpoints), EtcdClient(cluster.endpoints)
@@ -407,6 +434,20 @@ async def test_closed_client_ends_its_calls_and_watches(etcd_endpoint: str, pref
         await waiting
     with pytest.raises(StoreUnavailable, match="closed"):
         await client.get(prefix + "a")
+
+
+async def test_call_under_way_when_its_client_is_closed_fails_and_cancels_nobody(own_etcd: EtcdProcess) -> None:
+    client = EtcdClient([own_etcd.endpoint])
+    await client.status()
+    own_etcd.pause()
+    call = asyncio.create_task(client.put("/a", b""))
+    await asyncio.sleep(0.1)
+
+    await client.close()
+
+    with pytest.raises(StoreUnavailable) as closed:
+        await call
+    assert closed.value.metadata["outcome"] == "unknown"
 
 
 async def test_cancelled_call_is_cancelled(own_etcd: EtcdProcess) -> None:
