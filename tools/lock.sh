@@ -9,8 +9,8 @@ touch "$work/none"
 VENV=$work/venv LOCK=$work/none tools/setup.sh --packages-only
 {
     echo "# Every version of a fresh environment. Written by tools/lock.sh (make lock); do not edit."
-    "$work/venv/bin/python" -m pip freeze --disable-pip-version-check --exclude-editable |
-        sed -E 's/\+[A-Za-z0-9.]+$//' | grep -v -E '^(-e|modelyard)' | LC_ALL=C sort -f
+    "$work/venv/bin/python" -m pip freeze --disable-pip-version-check --all --exclude-editable |
+        sed -E 's/\+[A-Za-z0-9.]+$//' | grep -v -E '^(-e|modelyard|pip=)' | LC_ALL=C sort -f
 } >"$work/lock"
 cp "$work/lock" requirements.lock
 echo "requirements.lock: $(grep -c == requirements.lock) packages"

@@ -13,12 +13,34 @@ from yardctl.manifest_fields import DURATION, enum_names
 from yardctl.manifests import KIND_FIELDS, kind_of
 from yardctl.quantities import format_duration, format_size
 
+_LINE_BREAKS = "\r\x85\u2028\u2029\ufeff"
+
 
 def to_yaml(objects: Iterable[objects_pb2.Object]) -> str:
     """The objects as one multi-document manifest that reads back as the same objects."""
-    return yaml.safe_dump_all(
-        [to_manifest(item) for item in objects], sort_keys=False, allow_unicode=True, width=120, explicit_start=True
+    return yaml.dump_all(
+        [to_manifest(item) for item in objects],
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=120,
+        explicit_start=True,
     )
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's, less a fault.
+
+    Outside of double quotes PyYAML writes Unicode's line breaks as they are, and reads them back as others.
+    """
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if any(each in text for each in _LINE_BREAKS) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def to_manifest(item: objects_pb2.Object) -> dict[str, Any]:

@@ -98,8 +98,8 @@ def start(
 
 
 def _inherited() -> dict[str, str]:
-    # etcd refuses to start where a variable of its own repeats one of its flags.
-    return {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
+    # etcd refuses to start where a variable of its own repeats one of its flags. ETCD_BIN is ours.
+    return {name: value for name, value in os.environ.items() if not name.startswith("ETCD_") or name == "ETCD_BIN"}
 
 
 def write_record(layout: Layout, name: str, pid: int, argv: Sequence[str], address: str) -> None:
@@ -159,12 +159,16 @@ def unrecorded(layout: Layout, known_pids: Iterable[int]) -> list[Record]:
         try:
             if process.environ().get(MARK) != str(layout.directory) or process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            found.append(
-                Record(process.name(), process.pid, process.create_time(), tuple(process.cmdline()), address="")
-            )
+            argv = tuple(process.cmdline())
+            found.append(Record(_name_of(process, argv), process.pid, process.create_time(), argv, address=""))
         except (psutil.Error, OSError):
             continue
     return found
+
+
+def _name_of(process: psutil.Process, argv: Sequence[str]) -> str:
+    """The module that a Python runs, else the program's own name."""
+    return argv[argv.index("-m") + 1] if "-m" in argv[:-1] else process.name()
 
 
 async def end(

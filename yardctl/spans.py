@@ -44,7 +44,7 @@ class StoredSpan(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str = ""
     """Why it failed; empty if it did not."""
     attributes: Mapping[str, Value] = {}
-    links: Sequence[SpanLink] = ()
+    links: Sequence[SpanLink] = []
 
     @property
     def duration_s(self) -> float:

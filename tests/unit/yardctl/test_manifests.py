@@ -277,7 +277,7 @@ def test_faults_of_the_registry_come_back_with_file_and_line(tmp_path: Path) -> 
     ]
 
 
-TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("\r\n\x85\u2028\ufeff"), max_size=12)
 NAMES = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True)
 
 
