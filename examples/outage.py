@@ -7,13 +7,12 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from examples.caller import Caller
-from modelyard.inference.v1 import inference_pb2
+from modelyard.inference.v1 import inference_pb2 as pb
 from modelyard.type.v1 import model_pb2, resources_pb2
-from services.domain.clock import SystemClock
+from services.domain.clock import Clock, SystemClock
 from services.domain.errors import YardError
-from yardctl import client
 from yardctl.errors import CommandError
 
 CALLERS = 12
@@ -21,9 +20,25 @@ BEFORE_S = 2.0
 AFTER_S = 4.0
 BACK_WITHIN_S = 60.0
 POLL_S = 0.1
-_CLOCK = SystemClock()
+_CLOCK: Clock = SystemClock()
 
 Report = Callable[[str], None]
+
+
+class Calls(Protocol):
+    """What the calls are made with."""
+
+    async def infer_untraced(self, request: pb.InferRequest) -> pb.InferResponse:
+        """One inference; raises YardError."""
+        ...
+
+
+class Hosts(Protocol):
+    """Who knows the hosts."""
+
+    async def hosts(self) -> list[resources_pb2.HostRecord]:
+        """The hosts listed now; raises YardError or CommandError."""
+        ...
 
 
 @dataclass
@@ -55,79 +70,100 @@ class Killed:
     """Calls answered before the kill."""
 
 
+@dataclass(frozen=True, slots=True)
+class Back:
+    """The same host, started again."""
+
+    pid: int
+    after_s: float
+    """Seconds from the kill until a model was ready on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """What happened."""
+
+    tally: Tally
+    killed: Killed
+    back: Back | None
+    """None if the host did not come back in time."""
+
+
 async def stream_through_a_kill(
-    caller: Caller, requests: Sequence[inference_pb2.InferRequest], registry: client.RegistryClient, report: Report
-) -> tuple[Tally, Killed]:
+    caller: Calls, requests: Sequence[pb.InferRequest], registry: Hosts, report: Report, *, clock: Clock = _CLOCK
+) -> Outage:
     """Send `requests` over and over from many callers at once, and kill the host that answers most.
 
     Args:
         caller: Calls the router.
         requests: Taken in turn.
         registry: Knows the hosts' process ids.
-        report: Told of what happens.
+        report: Told of the kill.
+        clock: Time.
     """
     tally = Tally()
     stopping = asyncio.Event()
-    callers = [
-        asyncio.create_task(_call_on(caller, requests, number, tally, stopping), name=f"caller-{number}")
+    tasks: list[asyncio.Task[Any]] = [
+        asyncio.create_task(_call_on(caller, requests, number, tally=tally, stopping=stopping, clock=clock))
         for number in range(CALLERS)
     ]
     try:
-        await _CLOCK.sleep(BEFORE_S)
+        await clock.sleep(BEFORE_S)
         busiest = tally.hosts.most_common(1)[0][0]
         record = next(host for host in await registry.hosts() if host.host_id == busiest)
         killed = Killed(busiest, record.pid, tally.calls)
         os.kill(record.pid, signal.SIGKILL)
-        report(
-            f"SIGKILL to {killed.host_id} (pid {killed.pid}), which had answered most of {killed.calls_before} calls"
-        )
-        await _CLOCK.sleep(AFTER_S)
+        killed_s = clock.now_s()
+        report(f"SIGKILL to {busiest} (pid {record.pid}), which had answered most of {tally.calls} calls")
+        returning = asyncio.create_task(_wait_back(registry, killed, clock))
+        tasks.append(returning)
+        await clock.sleep(AFTER_S)
         stopping.set()
-        await asyncio.gather(*callers)
+        pid = await returning
+        after_s = clock.now_s() - killed_s
+        await asyncio.gather(*tasks)
     finally:
-        for task in callers:
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*callers, return_exceptions=True)
-    return tally, killed
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return Outage(tally, killed, None if pid is None else Back(pid, after_s))
 
 
 async def _call_on(
-    caller: Caller,
-    requests: Sequence[inference_pb2.InferRequest],
+    caller: Calls,
+    requests: Sequence[pb.InferRequest],
     number: int,
+    *,
     tally: Tally,
     stopping: asyncio.Event,
+    clock: Clock,
 ) -> None:
     turn = number
     while not stopping.is_set():
-        start_s = _CLOCK.now_s()
+        start_s = clock.now_s()
         try:
             response = await caller.infer_untraced(requests[turn % len(requests)])
         except YardError as error:
             tally.failures.append(f"{error.reason}: {error.message}")
-            await _CLOCK.sleep(POLL_S)
+            await clock.sleep(POLL_S)
         else:
-            tally.durations_s.append(_CLOCK.now_s() - start_s)
+            tally.durations_s.append(clock.now_s() - start_s)
             tally.hosts[response.decision.host] += 1
             tally.retried += len(response.decision.attempts) > 1
         turn += 1
 
 
-async def wait_back(registry: client.RegistryClient, killed: Killed) -> tuple[resources_pb2.HostRecord, float] | None:
-    """Wait until the killed host is listed again, as another process, with a model ready.
-
-    Returns:
-        Its record and the seconds that it took from now; None if it did not come back.
-    """
-    start_s = _CLOCK.now_s()
-    while (waited_s := _CLOCK.now_s() - start_s) < BACK_WITHIN_S:
+async def _wait_back(registry: Hosts, killed: Killed, clock: Clock) -> int | None:
+    """Wait until the killed host is listed again with a model ready; the pid of its new process."""
+    until_s = clock.now_s() + BACK_WITHIN_S
+    while clock.now_s() < until_s:
         try:
             hosts = await registry.hosts()
         except (YardError, CommandError):
             hosts = []
         for host in hosts:
-            ready = [each for each in host.models if each.state == model_pb2.MODEL_STATE_READY]
+            ready = any(each.state == model_pb2.MODEL_STATE_READY for each in host.models)
             if host.host_id == killed.host_id and host.pid != killed.pid and ready:
-                return host, waited_s
-        await _CLOCK.sleep(POLL_S)
+                return host.pid
+        await clock.sleep(POLL_S)
     return None

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
 
-from examples.caller import Caller
-from examples.tensors import texts
+from examples.caller import Answer, PlainAnswer
+from examples.tensors import Arrays, texts
 from examples.zoo import inputs, quality, weights
 from examples.zoo.inputs import HeldOut
 from modelyard.inference.v1 import inference_pb2 as pb
@@ -21,6 +22,24 @@ from yardctl import render
 CATS = frozenset({"tabby cat", "tiger cat", "Egyptian cat", "Persian cat", "Siamese cat"})
 CUPS = frozenset({"espresso", "cup", "coffee mug"})
 DIGITS_A_CALL = 64
+
+
+class Asks(Protocol):
+    """What the mesh is asked with."""
+
+    async def infer(
+        self,
+        name: str,
+        inputs: Arrays,
+        *,
+        prefer: pb.Preference.ValueType = pb.PREFERENCE_BALANCED,
+    ) -> Answer:
+        """One inference by the native service."""
+        ...
+
+    async def infer_plain(self, request: v2.ModelInferRequest) -> PlainAnswer:
+        """One inference by the Open Inference Protocol V2."""
+        ...
 
 
 @dataclass
@@ -45,10 +64,10 @@ class Stage:
 
     def decision(self, decision: pb.Decision) -> None:
         """Show how an answer came about."""
-        self.console.print(Padding(render.decision(decision), (0, 0, 0, 4)))
+        self.console.print(Padding(render.decision(decision), (0, 0, 0, 2)))
 
 
-async def sentences(caller: Caller, stage: Stage) -> None:
+async def sentences(caller: Asks, stage: Stage) -> None:
     """A paraphrase is nearer than an unrelated sentence; both sizes of the model agree."""
     stage.title("Text: what do sentences mean?")
     said, again, other = (
@@ -67,7 +86,7 @@ async def sentences(caller: Caller, stage: Stage) -> None:
     stage.decision(large.decision)
 
 
-async def photos(caller: Caller, stage: Stage) -> str:
+async def photos(caller: Asks, stage: Stage) -> str:
     """A cat is a cat, a cup of coffee is one. Returns the trace id of the first call."""
     stage.title("Images: what do photos show?")
     names = inputs.image_labels()
@@ -87,7 +106,7 @@ async def photos(caller: Caller, stage: Stage) -> str:
     return traced
 
 
-async def sounds(caller: Caller, stage: Stage) -> None:
+async def sounds(caller: Asks, stage: Stage) -> None:
     """Speech is found in speech and not in noise; 440 Hz is the note 69."""
     stage.title("Audio: does someone speak, which note is played?")
     speech = await caller.infer("detect-speech", inputs.speech_frames(inputs.speech()))
@@ -106,7 +125,7 @@ async def sounds(caller: Caller, stage: Stage) -> None:
     stage.decision(tone.decision)
 
 
-async def tumours(caller: Caller, stage: Stage, held_out: HeldOut) -> None:
+async def tumours(caller: Asks, stage: Stage, held_out: HeldOut) -> None:
     """Rows that no fit saw are classified, by the better bargain of two versions."""
     stage.title("Tables: is a tumour benign?")
     answer = await caller.infer("breast-cancer", {"features": held_out.rows})
@@ -115,7 +134,7 @@ async def tumours(caller: Caller, stage: Stage, held_out: HeldOut) -> None:
     stage.decision(answer.decision)
 
 
-async def digits(caller: Caller, stage: Stage, held_out: HeldOut) -> None:
+async def digits(caller: Asks, stage: Stage, held_out: HeldOut) -> None:
     """Digits that no fit saw, by the best and by the cheapest model."""
     stage.title("Digits: what was written?")
     pixels = held_out.rows.astype(np.float32)
@@ -137,7 +156,7 @@ async def digits(caller: Caller, stage: Stage, held_out: HeldOut) -> None:
         stage.decision(answers[-1].decision)
 
 
-async def open_protocol(caller: Caller, stage: Stage, held_out: HeldOut) -> None:
+async def open_protocol(caller: Asks, stage: Stage, held_out: HeldOut) -> None:
     """The same route by the protocol that other servers' clients speak, typed in and typed out."""
     stage.title("Open Inference Protocol V2: inference.GRPCInferenceService/ModelInfer")
     pixels = held_out.rows[:8].astype(np.float32)
@@ -147,7 +166,7 @@ async def open_protocol(caller: Caller, stage: Stage, held_out: HeldOut) -> None
     right = labels == held_out.labels[:8].tolist()
     stage.check(right, f"typed tensors in, typed tensors out, id echoed: {' '.join(map(str, labels))}")
     stage.check(answer.response.id == "demo-v2", "the request's id came back")
-    stage.console.print(Padding(escape(answer.decision), (0, 0, 0, 4)), style="dim")
+    stage.console.print(Padding(escape(answer.decision), (0, 0, 0, 2)), style="dim")
 
 
 def _typed_request(name: str, input_name: str, rows: NDArray[np.float32]) -> v2.ModelInferRequest:

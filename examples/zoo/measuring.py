@@ -4,11 +4,10 @@ What a manifest says of quality, time and memory is so what the host's own code 
 of some other program. The host stands alone: it needs no registry to be given a version by hand.
 """
 
-import asyncio
 import statistics
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +21,17 @@ from modelyard.registry.v1 import objects_pb2
 from modelyard.type.v1 import model_pb2, resources_pb2
 from services.chassis.channels import call, open_channel
 from services.domain.clock import SystemClock
+from yardctl import processes
 from yardctl.health import grpc_fault
-from yardctl.layout import LOOPBACK, free_base_port
+from yardctl.layout import LOOPBACK, Layout, free_base_port
+from yardctl.logs import last_words
+from yardctl.mesh import end_everything
 
+HOST_ID = "measuring-0"
 HOST_MEMORY_BYTES = 3 << 30
 START_WITHIN_S = 60.0
 LOAD_WITHIN_S = 60.0
 CALL_WITHIN_S = 60.0
-STOP_WITHIN_S = 15.0
 POLL_S = 0.05
 TIMED_CALLS = 15
 _CLOCK = SystemClock()
@@ -126,50 +128,39 @@ async def measuring_host(folder: Path) -> AsyncIterator[MeasuringHost]:
     Raises:
         MeasuringError: It does not start.
     """
+    layout = Layout.of(folder)
+    layout.create()
+    await end_everything(layout)  # what a run that was itself killed has left behind
     port = free_base_port()
     address = f"{LOOPBACK}:{port}"
-    log = folder / "host.log"
     argv = (
         *(sys.executable, "-m", "services.model_host"),
         *("--address", address),
         *("--metrics-port", "0"),
-        *("--host-id", "measuring-0"),
+        *("--host-id", HOST_ID),
         *("--pool", "measuring"),
         *("--registry", f"{LOOPBACK}:{port + 1}"),
-        *("--cache-dir", str(folder / "cache")),
+        *("--cache-dir", str(layout.directory / "cache")),
         *("--device", "cpu"),
         *("--memory-bytes", str(HOST_MEMORY_BYTES)),
     )
-    process = _start(argv, log)
+    process = processes.start(HOST_ID, argv, layout=layout, address=address)
     try:
-        await _wait_healthy(process, address, log, argv)
+        await _wait_healthy(process, address, layout.log_file(HOST_ID))
         async with open_channel(address) as channel:
-            yield MeasuringHost(host_pb2_grpc.ModelHostServiceStub(channel), log)
+            yield MeasuringHost(host_pb2_grpc.ModelHostServiceStub(channel), layout.log_file(HOST_ID))
     finally:
-        process.terminate()
-        try:
-            await asyncio.to_thread(process.wait, STOP_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        await end_everything(layout, handles={process.pid: process})
+        process.wait()
 
 
-def _start(argv: Sequence[str], log: Path) -> "subprocess.Popen[bytes]":
-    with log.open("wb") as output:
-        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
-
-
-def _last_words(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return f": {lines[-1]}" if lines else ""
-
-
-async def _wait_healthy(process: "subprocess.Popen[bytes]", address: str, log: Path, argv: Sequence[str]) -> None:
+async def _wait_healthy(process: "subprocess.Popen[bytes]", address: str, log: Path) -> None:
     until_s = _CLOCK.now_s() + START_WITHIN_S
     while True:
         if process.poll() is not None:
-            how = f"ended with code {process.returncode}{_last_words(log)}"
-            raise MeasuringError(f"{' '.join(argv[1:3])} {how} (see {log})")
+            words = last_words(log)
+            said = f": {words}" if words else ""
+            raise MeasuringError(f"the model host ended with code {process.returncode}{said} (see {log})")
         fault = await grpc_fault(address)
         if not fault:
             return

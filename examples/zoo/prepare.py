@@ -6,23 +6,21 @@ Writes into FOLDER (default `build/zoo`): `artifacts/`, `held_out/` (rows that n
 `yardctl apply -f`), and `prepared.json`, by which a second run sees that nothing has changed.
 """
 
-import hashlib
-import json
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version as version_of
 from pathlib import Path
 
 from examples.progress import Progress, console
-from examples.zoo import weights
+from examples.zoo import stamp, weights
 from examples.zoo.manifesting import TemplateError
 from examples.zoo.measuring import MeasuringError
-from examples.zoo.weights import WeightsError, sha256_of
+from examples.zoo.weights import WeightsError
 from services.domain.errors import YardError
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_FOLDER = ROOT / "build" / "zoo"
+PACKAGES = ("numpy", "onnxruntime", "safetensors", "scikit-learn", "skops", "tokenizers", "torch")
+"""Libraries whose versions decide what is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,46 +62,17 @@ def prepare(folder: Path, progress: Progress) -> Prepared:
         found = {file: file.find() for file in weights.ALL}
         total_mb = sum(path.stat().st_size for path in found.values()) / 1e6
         step.result = f"{len(found)} files, {total_mb:.0f} MB, every SHA-256 as pinned"
-    fingerprint = _fingerprint()
-    if _is_fresh(folder, fingerprint):
+    fingerprint = stamp.fingerprint_of(
+        (Path(__file__).parent, ROOT / "services" / "model_host" / "backends"), packages=PACKAGES, root=ROOT
+    )
+    if stamp.is_fresh(folder, fingerprint):
         return ready
     # Only now: a run that finds nothing to do need not wait for torch and scikit-learn to be imported.
     from examples.zoo import making  # noqa: PLC0415
 
     made = making.make(folder, manifests=ready.manifests, held_out=ready.held_out, progress=progress)
-    _stamp(folder, fingerprint, made)
+    stamp.write(folder, fingerprint, made)
     return ready
-
-
-def _fingerprint() -> str:
-    """Changes with everything that decides what is made: code, manifests, data, libraries."""
-    digest = hashlib.sha256(sys.version.encode())
-    for package in ("numpy", "onnxruntime", "safetensors", "scikit-learn", "skops", "tokenizers", "torch"):
-        digest.update(f"{package}=={version_of(package)}\n".encode())
-    sources = (Path(__file__).parent, ROOT / "services" / "model_host" / "backends")
-    kept = (".py", ".yaml", ".json", ".tsv", ".wav", ".txt")
-    for path in sorted(path for source in sources for path in source.rglob("*") if path.suffix in kept):
-        digest.update(f"{path.relative_to(ROOT)}\n{sha256_of(path)}\n".encode())
-    digest.update(str(ROOT).encode())  # manifests name files by absolute path
-    return digest.hexdigest()
-
-
-def _is_fresh(folder: Path, fingerprint: str) -> bool:
-    """Whether `folder` holds exactly what this would make again."""
-    try:
-        stamp = json.loads((folder / "prepared.json").read_text())
-        return bool(stamp["fingerprint"] == fingerprint) and all(
-            sha256_of(folder / name) == sha256 for name, sha256 in stamp["files"].items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def _stamp(folder: Path, fingerprint: str, made: Sequence[Path]) -> None:
-    files = {str(path.relative_to(folder)): sha256_of(path) for path in made}
-    partial = folder / ".prepared.json"
-    partial.write_text(json.dumps({"fingerprint": fingerprint, "files": files}, indent=1) + "\n")
-    partial.replace(folder / "prepared.json")
 
 
 if __name__ == "__main__":

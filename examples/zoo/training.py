@@ -26,7 +26,7 @@ from torch import nn
 SEED = 20_260_401
 HELD_OUT_SHARE = 0.25
 CNN_WIDTHS = (16, 32, 64)
-CNN_EPOCHS = 25
+CNN_EPOCHS = 12
 CNN_BATCH = 64
 PIXEL_SCALE = 16.0
 """Pixels of the digits are 0 to 16."""
