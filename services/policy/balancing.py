@@ -94,7 +94,10 @@ def sample(states: Sequence[VersionState], bits: int) -> Sequence[VersionState]:
 
 
 def _ramped(states: Sequence[VersionState], now_s: float, bits: int) -> Sequence[VersionState]:
-    """`states` without the newcomers that this draw leaves out; all, if it would leave out every one."""
+    """`states` without the newcomers that this draw leaves out; all, if it would leave none in good standing.
+
+    After a crash the only host that answers may be a newcomer, among others that are listed and dead.
+    """
     oldest_s = now_s - RAMP_S
     if all(state.known_since_s <= oldest_s for state in states):
         return states
@@ -104,7 +107,7 @@ def _ramped(states: Sequence[VersionState], now_s: float, bits: int) -> Sequence
         if state.known_since_s <= oldest_s
         or _draw(bits, index) < max(LEAST_RAMP, (now_s - state.known_since_s) / RAMP_S)
     ]
-    return kept or states
+    return kept if any(not penalty_s(state, now_s) for state in kept) else states
 
 
 def _draw(bits: int, index: int) -> float:

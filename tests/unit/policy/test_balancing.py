@@ -100,3 +100,14 @@ def test_the_same_bits_pick_the_same_host(count: int, number: int) -> None:
     again = balancing.pick(states, now_s=1.0, routers=1, bits=number)
 
     assert first.state is again.state
+
+
+def test_a_newcomer_is_not_left_out_for_a_host_that_just_failed() -> None:
+    states = some_states(2)
+    for state in states:
+        scoring.punish_host(state, 100.0)
+    states.append(VersionState(HostState("new"), Prior(0.010), now_s=100.0, ramps=True))
+
+    shares = picks(states)
+
+    assert shares["new"] > 0.98 * 4000, shares  # all but the probes
