@@ -27,6 +27,7 @@ _COMPRESSED = (
     b"\x04\x22\x4d\x18",
     b"\x28\xb5\x2f\xfd",
     b"\x78\x01",
+    b"\x78\x5e",
     b"\x78\x9c",
     b"\x78\xda",
 )
