@@ -5,6 +5,7 @@ on the same. Predictions are `scoring`'s. All chance comes from the caller's 64 
 decision can be made again.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,16 +18,14 @@ PROBE_SHARE = 0.01
 """Share of calls that ignore penalties, to see a recovery."""
 
 RAMP_S = 10.0
-"""A host that comes to others takes part in a growing share of draws for this long: its caches are cold
-and its times unknown."""
+"""A host that comes to established ones is made to look slower than it is for this long, less and less: its
+caches are cold and its times unknown. It still gets what would wait much longer elsewhere."""
 
 LEAST_RAMP = 0.1
-"""Share of draws that a newcomer takes part in at first."""
+"""At first it looks ten times as slow."""
 
 ZONE_HYSTERESIS = 1.1
 """A host of another zone must be this many times sooner, its way included."""
-
-_MASK = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +36,11 @@ class Pick:
     predicted_s: float
     """When it would answer, without the penalty: a failure in the past makes no call slow."""
     penalty_s: float
-    """What recent failures added when it was compared; 0 if they were ignored."""
+    """What recent failures add; 0 if this call ignores them."""
 
     @property
     def cost_s(self) -> float:
-        """What it was compared by."""
+        """Prediction and penalty."""
         return self.predicted_s + self.penalty_s
 
 
@@ -61,14 +60,17 @@ def pick(states: Sequence[VersionState], *, now_s: float, routers: int, bits: in
         state = states[0]
         return Pick(state, completion_s(state, now_s, routers=routers), penalty_s(state, now_s))
     ignores_penalties = (bits >> 48) < PROBE_SHARE * 65536
-    best: Pick | None = None
-    for state in sample(_ramped(states, now_s, bits), bits):
-        penalty = 0.0 if ignores_penalties else penalty_s(state, now_s)
+    best, best_cost_s, best_predicted_s, best_penalty_s = states[0], math.inf, 0.0, 0.0
+    for state in sample(states, bits):
         predicted = completion_s(state, now_s, routers=routers)
-        if best is None or predicted + penalty < best.cost_s:
-            best = Pick(state, predicted, penalty)
-    assert best is not None
-    return best
+        penalty = 0.0 if ignores_penalties else penalty_s(state, now_s)
+        cost = predicted + penalty
+        since_s = now_s - state.ramps_from_s
+        if since_s < RAMP_S:
+            cost += predicted * (1.0 / max(LEAST_RAMP, since_s / RAMP_S) - 1.0)
+        if cost < best_cost_s:
+            best, best_cost_s, best_predicted_s, best_penalty_s = state, cost, predicted, penalty
+    return Pick(best, best_predicted_s, best_penalty_s)
 
 
 def nearest(local: Pick, remote: Pick, *, way_s: float) -> Pick:
@@ -91,27 +93,3 @@ def sample(states: Sequence[VersionState], bits: int) -> Sequence[VersionState]:
             index = (index + 1) % count
         chosen.append(index)
     return [states[index] for index in chosen]
-
-
-def _ramped(states: Sequence[VersionState], now_s: float, bits: int) -> Sequence[VersionState]:
-    """`states` without the newcomers that this draw leaves out; all, if it would leave none in good standing.
-
-    After a crash the only host that answers may be a newcomer, among others that are listed and dead.
-    """
-    oldest_s = now_s - RAMP_S
-    if all(state.known_since_s <= oldest_s for state in states):
-        return states
-    kept = [
-        state
-        for index, state in enumerate(states)
-        if state.known_since_s <= oldest_s
-        or _draw(bits, index) < max(LEAST_RAMP, (now_s - state.known_since_s) / RAMP_S)
-    ]
-    return kept if any(not penalty_s(state, now_s) for state in kept) else states
-
-
-def _draw(bits: int, index: int) -> float:
-    """A number in [0, 1) for each index, by one round of splitmix64."""
-    mixed = (bits + (index + 1) * 0x9E3779B97F4A7C15) & _MASK
-    mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
-    return (mixed >> 11) * 2.0**-53

@@ -84,29 +84,32 @@ class VersionState:
         "per_item_s",
         "prior",
         "queued",
-        "reported_at_s",
+        "queued_at_s",
+        "ramps_from_s",
         "sent_since",
     )
 
-    def __init__(self, host: HostState, prior: Prior, *, now_s: float, ramps: bool) -> None:
+    def __init__(self, host: HostState, prior: Prior, *, known_since_s: float, ramps: bool) -> None:
         """Start from a prior.
 
         Args:
             host: The host it is on.
             prior: Shared with the version's other hosts of a like device.
-            now_s: Monotonic seconds.
-            ramps: True for a newcomer among others, which takes its share of calls step by step.
+            known_since_s: Monotonic seconds of now; minus infinity for what was there before this router.
+            ramps: True for a newcomer among established ones, which takes its share of calls step by step.
         """
         self.host = host
         self.prior = prior
         self.base_s = 0.0
         self.per_item_s = 0.0
         self.measured_at_s = -math.inf
-        self.known_since_s = now_s if ramps else -math.inf
+        self.known_since_s = known_since_s
+        self.ramps_from_s = known_since_s if ramps else -math.inf
         self.in_flight = 0
         self.sent_since = 0
         self.queued = 0
-        self.reported_at_s = now_s
+        self.queued_at_s = 0.0
+        """When what is believed to be queued was counted: at the last report, or at the first call since."""
         self.batch_cap = 1
         self.penalty_s = 0.0
         self.failed_at_s = 0.0
@@ -142,7 +145,7 @@ def backlog(state: VersionState, now_s: float, *, routers: int) -> int:
     ahead = state.queued + state.sent_since * routers
     if ahead <= state.in_flight:
         return state.in_flight
-    batches = int((now_s - state.reported_at_s) / state.batch_s(state.batch_cap, now_s))
+    batches = int((now_s - state.queued_at_s) / state.batch_s(state.batch_cap, now_s))
     return max(state.in_flight, ahead - batches * state.batch_cap)
 
 
@@ -191,6 +194,8 @@ def sent(state: VersionState, now_s: float) -> float:
         The device time it was counted with, which `ended` takes back.
     """
     work_s = state.batch_s(1, now_s)
+    if not state.queued and not state.sent_since:
+        state.queued_at_s = now_s
     state.in_flight += 1
     state.sent_since += 1
     state.host.in_flight += 1
@@ -211,7 +216,7 @@ def reported(state: VersionState, load: ModelLoad, now_s: float) -> None:
     """Take over what the host says of the version."""
     state.queued = load.queued + load.running
     state.sent_since = 0
-    state.reported_at_s = now_s
+    state.queued_at_s = now_s
     state.batch_cap = max(1, load.batch_cap)
     if load.base_s + load.per_item_s > 0.0:
         state.base_s = state.prior.base_s = load.base_s

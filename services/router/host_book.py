@@ -1,5 +1,6 @@
 """What this router has learned of each host, kept from snapshot to snapshot, and how it learns."""
 
+import math
 from collections.abc import Sequence
 
 from services.domain.errors import (
@@ -15,6 +16,7 @@ from services.domain.host import DeviceKind, HostLoad, HostRecord
 from services.domain.model import ModelKey
 from services.domain.objects import ModelVersion
 from services.policy import scoring
+from services.policy.balancing import RAMP_S
 from services.policy.scoring import HostState, Prior, VersionState
 from services.router.snapshot import Option, Snapshot
 
@@ -52,8 +54,12 @@ class HostBook:
                 hosts[process] = host
                 state = self._versions.get((host, key))
                 if state is None:
-                    prior = self._prior(version, record.device.kind)
-                    state = VersionState(host, prior, now_s=now_s, ramps=not first and len(records) > 1)
+                    state = VersionState(
+                        host,
+                        self._prior(version, record.device.kind),
+                        known_since_s=-math.inf if first else now_s,
+                        ramps=self._established(key, records, now_s),
+                    )
                 versions[host, key] = state
         self._hosts, self._versions = hosts, versions
         known = snapshot.objects.versions
@@ -68,6 +74,12 @@ class HostBook:
             found = [self._versions[self._hosts[_process_of(record)], option.key] for record in option.hosts]
             self._of_option[option] = found
         return found
+
+    def _established(self, key: ModelKey, records: Sequence[HostRecord], now_s: float) -> bool:
+        """Whether one of these hosts has served the version for longer than a newcomer's ramp."""
+        hosts = (self._hosts.get(_process_of(record)) for record in records)
+        states = (self._versions.get((host, key)) for host in hosts if host is not None)
+        return any(state is not None and now_s - state.known_since_s > RAMP_S for state in states)
 
     def _prior(self, version: ModelVersion, kind: DeviceKind) -> Prior:
         prior = self._priors.get((version.model_key, kind))

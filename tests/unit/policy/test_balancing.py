@@ -17,7 +17,9 @@ def bits(number: int) -> int:
 
 
 def some_states(count: int, *, base_s: float = 0.010) -> list[VersionState]:
-    return [VersionState(HostState(f"h{index}"), Prior(base_s), now_s=0.0, ramps=False) for index in range(count)]
+    return [
+        VersionState(HostState(f"h{index}"), Prior(base_s), known_since_s=0.0, ramps=False) for index in range(count)
+    ]
 
 
 def picks(states: list[VersionState], *, now_s: float = 100.0, calls: int = 4000) -> Counter[str]:
@@ -64,22 +66,30 @@ def test_a_sample_has_no_host_twice() -> None:
         assert len(drawn) == len({state.host.host_id for state in drawn}) == balancing.SAMPLE
 
 
-def test_a_newcomer_takes_its_share_step_by_step() -> None:
-    states = some_states(1)
-    states.append(VersionState(HostState("new"), Prior(0.010), now_s=100.0, ramps=True))
-
-    shares = [picks(states, now_s=100.0 + age_s)["new"] / 4000 for age_s in (0.0, 5.0, 10.0)]
-
-    assert 0.03 < shares[0] < 0.08, shares
-    assert 0.2 < shares[1] < 0.3, shares
-    assert 0.45 < shares[2] < 0.55, shares
+def newcomer(name: str = "new") -> VersionState:
+    return VersionState(HostState(name), Prior(0.010), known_since_s=100.0, ramps=True)
 
 
-def test_newcomers_alone_take_every_call() -> None:
-    new = VersionState(HostState("new"), Prior(0.010), now_s=100.0, ramps=True)
-    newer = VersionState(HostState("newer"), Prior(0.010), now_s=100.0, ramps=True)
+def test_a_newcomer_gets_a_call_only_if_the_others_are_that_much_slower() -> None:
+    old, new = some_states(1)[0], newcomer()
+    for _ in range(5):
+        scoring.sent(old, 100.0)
 
-    assert sum(picks([new, newer], now_s=100.0, calls=200).values()) == 200
+    assert picks([old, new], now_s=100.0, calls=100)["new"] == 0
+    assert picks([old, new], now_s=105.0, calls=100)["new"] == 100
+
+
+def test_a_newcomer_is_an_equal_once_its_ramp_is_over() -> None:
+    share = picks([*some_states(1), newcomer()], now_s=110.0)["new"] / 4000
+
+    assert 0.45 < share < 0.55
+
+
+def test_a_newcomer_goes_before_a_host_that_failed() -> None:
+    old, new = some_states(1)[0], newcomer()
+    scoring.punish_host(old, 100.0)
+
+    assert picks([old, new], now_s=100.0)["new"] > 3950
 
 
 def test_a_remote_zone_wins_only_if_it_is_clearly_sooner() -> None:
@@ -106,7 +116,7 @@ def test_a_newcomer_is_not_left_out_for_a_host_that_just_failed() -> None:
     states = some_states(2)
     for state in states:
         scoring.punish_host(state, 100.0)
-    states.append(VersionState(HostState("new"), Prior(0.010), now_s=100.0, ramps=True))
+    states.append(VersionState(HostState("new"), Prior(0.010), known_since_s=100.0, ramps=True))
 
     shares = picks(states)
 

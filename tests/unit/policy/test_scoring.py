@@ -15,7 +15,7 @@ KEY = ModelKey("m", "1.0.0")
 
 
 def a_state(*, base_s: float = 0.010, per_item_s: float = 0.0, host: HostState | None = None) -> VersionState:
-    state = VersionState(host or HostState("h"), Prior(base_s, per_item_s), now_s=0.0, ramps=False)
+    state = VersionState(host or HostState("h"), Prior(base_s, per_item_s), known_since_s=0.0, ramps=False)
     state.host.network_s = 0.0
     return state
 
@@ -93,8 +93,8 @@ def test_a_report_without_a_batch_time_keeps_the_prior() -> None:
 
 def test_a_host_not_heard_yet_counts_as_its_peers_measure() -> None:
     prior = Prior(0.5)
-    heard = VersionState(HostState("h0"), prior, now_s=0.0, ramps=False)
-    unheard = VersionState(HostState("h1"), prior, now_s=0.0, ramps=False)
+    heard = VersionState(HostState("h0"), prior, known_since_s=0.0, ramps=False)
+    unheard = VersionState(HostState("h1"), prior, known_since_s=0.0, ramps=False)
 
     scoring.reported(heard, a_load(base_s=0.001), 1.0)
 
@@ -104,8 +104,8 @@ def test_a_host_not_heard_yet_counts_as_its_peers_measure() -> None:
 
 def test_a_slow_start_is_forgotten_once_nothing_confirms_it() -> None:
     prior = Prior(0.5)
-    slow = VersionState(HostState("h0"), prior, now_s=0.0, ramps=False)
-    quick = VersionState(HostState("h1"), prior, now_s=0.0, ramps=False)
+    slow = VersionState(HostState("h0"), prior, known_since_s=0.0, ramps=False)
+    quick = VersionState(HostState("h1"), prior, known_since_s=0.0, ramps=False)
     scoring.reported(slow, a_load(base_s=0.2), 1.0)
     scoring.reported(quick, a_load(base_s=0.001), 2.0)
 
