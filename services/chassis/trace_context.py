@@ -83,7 +83,13 @@ class TraceContext:
         if version == "ff" or (version == "00" and rest) or trace_id == _NO_TRACE or span_id == _NO_SPAN:
             return None
         sampled = bool(int(flags, 16) & 1)
-        return cls(trace_id, span_id, sampled, _tracestate(tracestates), _baggage(baggages))
+        return cls(
+            trace_id,
+            span_id,
+            sampled,
+            _tracestate(tracestates) if tracestates else "",
+            _baggage(baggages) if baggages else "",
+        )
 
     @property
     def traceparent(self) -> str:
