@@ -85,13 +85,6 @@ def test_a_newcomer_is_an_equal_once_its_ramp_is_over() -> None:
     assert 0.45 < share < 0.55
 
 
-def test_a_newcomer_goes_before_a_host_that_failed() -> None:
-    old, new = some_states(1)[0], newcomer()
-    scoring.punish_host(old, 100.0)
-
-    assert picks([old, new], now_s=100.0)["new"] > 3950
-
-
 def test_a_remote_zone_wins_only_if_it_is_clearly_sooner() -> None:
     near, far = some_states(2)
     local = balancing.Pick(near, 0.012, 0.0)
