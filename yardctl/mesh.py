@@ -176,7 +176,9 @@ class Mesh:
                 raise CommandError(f"the registry refused the first pool: {error.message}") from error
 
     async def wait_hosts(self, count: int, *, timeout_s: float = HOSTS_WITHIN_S, report: Report = _silent) -> None:
-        """Wait until at least `count` hosts are listed.
+        """Wait until at least `count` hosts of this mesh's own are listed.
+
+        Those that the registry still lists from before it was killed do not count.
 
         Raises:
             CommandError: They are not within `timeout_s`.
@@ -185,8 +187,9 @@ class Mesh:
         seen = -1
         async with client.registry(self.addresses.registry) as registry:
             while True:
+                own = {record.pid for record in self.hosts().values()}
                 try:
-                    listed = [host.host_id for host in await registry.hosts()]
+                    listed = [host.host_id for host in await registry.hosts() if host.pid in own]
                 except (CommandError, YardError):
                     listed = []
                 if len(listed) != seen:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+import modelyard
+import yardctl
 from services.domain.clock import Clock
 from yardctl.layout import Layout, write_json
 
@@ -99,7 +101,11 @@ def start(
 
 def _inherited() -> dict[str, str]:
     # etcd refuses to start where a variable of its own repeats one of its flags. ETCD_BIN is ours.
-    return {name: value for name, value in os.environ.items() if not name.startswith("ETCD_") or name == "ETCD_BIN"}
+    found = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_") or name == "ETCD_BIN"}
+    # The processes run the code that this one runs, and nothing that lies in the current directory.
+    roots = [str(Path(package.__path__[0]).resolve().parent) for package in (yardctl, modelyard)]
+    paths = dict.fromkeys([*roots, *filter(None, found.get("PYTHONPATH", "").split(os.pathsep))])
+    return {**found, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
 
 
 def write_record(layout: Layout, name: str, pid: int, argv: Sequence[str], address: str) -> None:
