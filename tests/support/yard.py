@@ -12,6 +12,7 @@ import grpc
 from modelyard.inference.v1 import inference_pb2, inference_pb2_grpc
 from modelyard.registry.v1 import objects_pb2, registry_pb2, registry_pb2_grpc
 from modelyard.type.v1 import model_pb2, resources_pb2
+from services.chassis.errors import from_rpc_error
 from yardctl.mesh import Mesh, free_base_port
 
 MODEL = "echo"
@@ -62,22 +63,23 @@ class Yard:
         async with self.registry() as registry:
             return list((await registry.ListHosts(registry_pb2.ListHostsRequest(), timeout=5)).hosts)
 
-    async def wait_ready(self, replicas: int, within_s: float = 60.0) -> None:
-        """Wait until the echo model is READY on `replicas` live processes."""
+    async def ready(self) -> list[str]:
+        """Ids of the live host processes on which the echo model is READY."""
+        pids = {record.pid for record in self.mesh.hosts().values()}
+        return [
+            host.host_id
+            for host in await self.listed()
+            if host.pid in pids and any(m.key == KEY and m.state == model_pb2.MODEL_STATE_READY for m in host.models)
+        ]
+
+    async def wait_ready(self, replicas: int, within_s: float = 60.0) -> list[str]:
+        """Wait until the echo model is READY on `replicas` live processes; their ids."""
         loop = asyncio.get_running_loop()
         end = loop.time() + within_s
-        while True:
-            pids = {record.pid for record in self.mesh.hosts().values()}
-            ready = [
-                host
-                for host in await self.listed()
-                if host.pid in pids
-                and any(m.key == KEY and m.state == model_pb2.MODEL_STATE_READY for m in host.models)
-            ]
-            if len(ready) >= replicas:
-                return
+        while len(ready := await self.ready()) < replicas:
             assert loop.time() < end, f"{len(ready)} of {replicas} replicas are ready after {within_s:g} s"
             await asyncio.sleep(0.05)
+        return ready
 
 
 @asynccontextmanager
@@ -134,7 +136,7 @@ class Load:
             try:
                 answer = await stub.Infer(request, timeout=self.timeout_s)
             except grpc.aio.AioRpcError as error:
-                self.failures[f"{error.code().name}: {error.details()}"] += 1
+                self.failures[f"{error.code().name}: {error.details()} {from_rpc_error(error).metadata}"] += 1
                 await asyncio.sleep(0.01)
                 continue
             self.answered += 1
