@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import pytest_asyncio
 import safetensors.torch
@@ -56,7 +57,7 @@ def classifier(name: str, inputs: str = "FP32") -> objects_pb2.Object:
     return model_object(name, inputs=[spec("x", inputs)], outputs=outputs)
 
 
-async def test_torch_weights_serve_and_leave_no_memory_behind(host: HostProcess, tmp_path: Path) -> None:
+async def test_torch_weights_serve(host: HostProcess, tmp_path: Path) -> None:
     state = {"layers.0.weight": torch.from_numpy(WEIGHTS.T.copy()), "layers.0.bias": torch.zeros(3)}
     safetensors.torch.save_file(state, tmp_path / "w.safetensors")
     version = version_object(
@@ -75,11 +76,42 @@ async def test_torch_weights_serve_and_leave_no_memory_behind(host: HostProcess,
     answer = raw_outputs(reply.response)
     assert answer["label"].tolist() == [2, 2, 2, 2]
     assert np.allclose(answer["probabilities"].sum(axis=1), 1.0)
-    key = model_pb2.ModelKey(model="mlp", version="1.0.0")
-    await host.stub.UnloadModel(host_pb2.UnloadModelRequest(key=key, decision_id="u", fencing_token=1), timeout=5)
-    await host.gone("mlp")
-    status = await host.stub.GetStatus(host_pb2.GetStatusRequest(), timeout=5)
-    assert not any(model.key == key for model in status.record.models)
+
+
+async def test_unloading_gives_the_memory_back(host: HostProcess, tmp_path: Path) -> None:
+    process = psutil.Process(host.pid)
+
+    async def load(name: str, width: int, decision: str) -> int:
+        state = {"layers.0.weight": torch.ones(width, 1000), "layers.0.bias": torch.zeros(width)}
+        safetensors.torch.save_file(state, tmp_path / f"{name}.safetensors")
+        version = version_object(
+            name,
+            backend="torch",
+            architecture="mlp",
+            options={"sizes": f"1000,{width}", "input": "x"},
+            artifact=artifact_of(tmp_path / f"{name}.safetensors"),
+            max_batch_size=2,
+        )
+        outputs = [spec("label", "INT64", [-1])]
+        model = model_object(name, inputs=[spec("x", shape=[-1, 1000])], outputs=outputs)
+        return (await host.load(version, model, decision_id=decision)).memory_bytes
+
+    async def unload(name: str) -> None:
+        key = model_pb2.ModelKey(model=name, version="1.0.0")
+        await host.stub.UnloadModel(host_pb2.UnloadModelRequest(key=key, decision_id="u", fencing_token=1), timeout=5)
+        await host.gone(name)
+
+    await load("small", 10, "d1")  # torch itself is in memory from here on
+    before_bytes = process.memory_info().rss
+    measured_bytes = await load("large", 30_000, "d2")
+    held_bytes = process.memory_info().rss - before_bytes
+    await unload("large")
+    left_bytes = process.memory_info().rss - before_bytes
+
+    assert measured_bytes >= 120_000_000
+    assert held_bytes >= 100_000_000
+    assert left_bytes < 0.2 * held_bytes
+    await unload("small")
 
 
 async def test_onnx_and_scikit_learn_serve(host: HostProcess, tmp_path: Path) -> None:
