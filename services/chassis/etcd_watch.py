@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import grpc.aio
+
 from modelyard.etcd.v3 import rpc_pb2 as pb
 from services.chassis.etcd_endpoint import ATTEMPT_S, METADATA, Compacted, Endpoint
 from services.domain.errors import StoreUnavailable
@@ -75,7 +77,8 @@ async def _while_alive(step: Awaitable[Any], probe: Callable[..., Awaitable[pb.S
         if task.cancelled():
             raise StoreUnavailable("the watch's connection was closed")
         return task.result()
-    except asyncio.InvalidStateError as error:
+    except (asyncio.InvalidStateError, grpc.aio.UsageError) as error:
+        # Other calls may have given the connection up, on which gRPC then takes no further probe.
         raise StoreUnavailable("the watch's stream is broken") from error
     finally:
         task.cancel()

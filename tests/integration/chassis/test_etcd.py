@@ -21,6 +21,8 @@ from services.chassis.etcd import (
     get_op,
     put_op,
 )
+from services.chassis.etcd_endpoint import STALE_TIMEOUTS
+from services.chassis.etcd_watch import PROBE_EVERY_S
 from services.domain.errors import Internal, StoreUnavailable
 from tests.integration.chassis.etcd_faults import WAIT_S, etcd_cluster, mute_member, swallowing_proxy, until_serving
 from tests.support.etcd import EtcdProcess
@@ -462,4 +464,23 @@ async def test_cancelled_call_is_cancelled(own_etcd: EtcdProcess) -> None:
     with pytest.raises(asyncio.CancelledError):
         await call
     own_etcd.resume()
+    await client.close()
+
+
+async def test_watch_goes_on_after_its_connection_was_given_up_by_others(own_etcd: EtcdProcess) -> None:
+    client = EtcdClient([own_etcd.endpoint])
+    wrote = [await client.put("/a/0", b"0")]
+    watcher = Watcher(client, "/a/", wrote[0])
+    await watcher.until(wrote[0])
+
+    own_etcd.pause()
+    for _ in range(STALE_TIMEOUTS):  # calls that take too long, on a connection that works
+        with pytest.raises(StoreUnavailable):
+            await client.get("/a/0", timeout_s=0.05)
+    own_etcd.resume()
+    await asyncio.sleep(PROBE_EVERY_S + 0.5)
+    wrote.append(await client.put("/a/0", b"1"))
+
+    assert await watcher.until(wrote[-1]) == wrote
+    await watcher.stop()
     await client.close()
