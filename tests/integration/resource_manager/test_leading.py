@@ -207,14 +207,8 @@ async def test_a_leader_paused_beyond_its_term_does_nothing_when_it_resumes(yard
 
 async def test_hosts_outlive_their_managers_and_are_adopted_restarted_and_scaled_down(yard: Yard) -> None:
     first = yard.manager()
-    await yard.apply(object_to(a_pool(hosts=2)), object_to(a_model("m")), object_to(a_version("m")))
-    await yard.until_ready("cpu-0")
-
-    async def both() -> bool:
-        return len(await yard.hosts()) == 2
-
-    await until(both, "both hosts are listed")
-    pids = {name: run.pid for name, run in yard.runs().items()}
+    await yard.apply(object_to(a_pool(hosts=2)), object_to(a_model("m")), object_to(a_version("m", replicas=2)))
+    pids = await yard.until_ready("cpu-0", "cpu-1")
 
     # A good-bye leaves them; so does the registry's absence.
     assert first.end() == 0
@@ -223,7 +217,7 @@ async def test_hosts_outlive_their_managers_and_are_adopted_restarted_and_scaled
     await until(second.leads, "the second leads")
     yard.kill_registry()
     yard.start_registry()
-    assert await yard.until_ready("cpu-0") == {"cpu-0": pids["cpu-0"]}
+    assert await yard.until_ready("cpu-0", "cpu-1") == pids
     assert {name: run.pid for name, run in yard.runs().items()} == pids
 
     # A host that is killed comes back under its name and port, with its version.
@@ -238,11 +232,11 @@ async def test_hosts_outlive_their_managers_and_are_adopted_restarted_and_scaled
     run = await until(again, "cpu-0 is started again")
     print(f"started again {time.monotonic() - start_s:.2f} s after SIGKILL")
     assert run.address == address
-    assert await yard.until_ready("cpu-0") == {"cpu-0": run.pid}
+    assert await yard.until_ready("cpu-0", "cpu-1") == {"cpu-0": run.pid, "cpu-1": pids["cpu-1"]}
     print(f"ready again {time.monotonic() - start_s:.2f} s after SIGKILL")
 
-    # The pool is made smaller: the host without use goes, the other stays.
-    await yard.apply(object_to(a_pool(hosts=1)))
+    # The pool is made smaller: one host goes, the other stays.
+    await yard.apply(object_to(a_pool(hosts=1)), object_to(a_version("m")))
 
     async def one() -> bool:
         return list(yard.runs()) == ["cpu-0"]

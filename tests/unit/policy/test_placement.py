@@ -16,7 +16,7 @@ from tests.fakes.objects import MIB, a_host, a_version
 NAMES = ("m0", "m1", "m2", "m3", "m4")
 Measured = dict[tuple[ModelKey, DeviceKind], int]
 
-quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @st.composite
