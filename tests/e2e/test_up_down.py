@@ -9,7 +9,9 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -107,6 +109,61 @@ def test_a_second_up_in_the_same_directory_is_refused(up: Path, flags: tuple[str
     assert second.stderr.strip().startswith(f"yardctl: a mesh is already up in {up}: ")
     assert "yardctl down" in second.stderr
     assert {name: record.pid for name, record in live_records(Layout.of(up)).items()} == before
+
+
+ECHO = """\
+kind: Model
+metadata: {name: echo}
+spec:
+  inputs: [{name: x, datatype: FP32, shape: [-1, 3]}]
+  outputs: [{name: x, datatype: FP32, shape: [-1, 3]}]
+---
+kind: ModelVersion
+metadata: {name: echo}
+spec: {version: 1.0.0, backend: {name: identity}, min_replicas: 1, cost_microusd: 3}
+---
+kind: Route
+metadata: {name: say}
+spec: {choose: {candidates: [{model: echo}]}}
+"""
+
+
+@pytest.mark.timeout(120)
+def test_a_call_is_answered_explained_and_traced(up: Path, tmp_path: Path) -> None:
+    (tmp_path / "echo.yaml").write_text(ECHO)
+    np.save(tmp_path / "x.npy", np.array([[1.0, 2.0, 3.0]]))
+    applied = yardctl("apply", "--dir", str(up), "-f", str(tmp_path))
+    assert applied.returncode == 0, applied.stderr
+    end_s = time.monotonic() + WITHIN_S
+    while "READY" not in yardctl("hosts", "--dir", str(up)).stdout:
+        assert time.monotonic() < end_s, "the model does not become ready"
+
+    answer = yardctl("infer", "say", "--input", f"x=@{tmp_path}/x.npy", "--dir", str(up), "-o", "json")
+    assert answer.returncode == 0, answer.stderr
+    found = json.loads(answer.stdout)
+    assert found["outputs"] == [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [[1.0, 2.0, 3.0]]}]
+    decision = found["decision"]
+    assert (decision["route"], decision["model"], decision["host"]) == ("say", "echo", "local-0")
+    assert decision["cost_microusd"] == 3
+
+    names: list[str] = []
+    while "compute" not in names:
+        assert time.monotonic() < end_s, f"the trace is not whole: {names}"
+        trace = yardctl("trace", decision["trace_id"], "--dir", str(up), "-o", "json")
+        names = names_of(json.loads(trace.stdout)["spans"]) if trace.returncode == 0 else []
+    assert names[:2] == ["yardctl infer", "modelyard.inference.v1.InferenceService/Infer"]
+    assert "modelyard.host.v1.ModelHostService/Execute" in names
+
+    explained = yardctl("explain", "say", "--dir", str(up))
+    assert "say → echo:1.0.0@local-0" in explained.stdout, explained.stderr
+    unknown = yardctl("infer", "sya", "--input", "x=1", "--dir", str(up))
+    assert (unknown.returncode, unknown.stderr.startswith("yardctl: ")) == (1, True)
+    assert "say" in unknown.stderr
+
+
+def names_of(spans: list[dict[str, Any]]) -> list[str]:
+    """Span names, depth first."""
+    return [name for span in spans for name in (span["name"], *names_of(span["children"]))]
 
 
 @pytest.mark.timeout(120)

@@ -1,0 +1,136 @@
+"""The commands that read and change the registry, on a real registry and etcd."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from tests.support.etcd import EtcdProcess
+from tests.support.ports import free_ports
+from yardctl.cli import app
+
+POOL = "kind: Pool\nmetadata: {name: spare}\nspec: {device_kind: CPU, memory_bytes: 64MiB, min_hosts: 0}\n"
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a registry on an etcd of its own."""
+    folder = tmp_path_factory.mktemp("registry")
+    etcd = EtcdProcess(folder / "etcd")
+    etcd.start()
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    command = [sys.executable, "-m", "services.registry", "--address", address, "--etcd", etcd.endpoint]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([*command, "--metrics-port", "0"], stderr=log)
+    try:
+        end_s = time.monotonic() + 60
+        while run(address, "list").exit_code:
+            assert time.monotonic() < end_s, (folder / "log").read_text()
+            assert process.poll() is None, (folder / "log").read_text()
+            time.sleep(0.1)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(30)
+        etcd.stop()
+
+
+def run(address: str, *arguments: str) -> Result:
+    return CliRunner().invoke(app, [*arguments, "--address", address])
+
+
+def revision(address: str) -> int:
+    return int(json.loads(run(address, "list", "-o", "json").stdout)["revision"])
+
+
+def test_what_is_applied_is_listed_printed_as_a_manifest_changed_and_deleted(registry: str, tmp_path: Path) -> None:
+    path = tmp_path / "pool.yaml"
+    path.write_text(POOL)
+    before = revision(registry)
+
+    planned = run(registry, "apply", "-f", str(path), "--dry-run")
+    assert planned.exit_code == 0, planned.stderr
+    assert f"dry run at revision {before}, nothing was changed: 1 created" in planned.stdout
+    assert revision(registry) == before
+
+    applied = run(registry, "apply", "-f", str(path), "--reason", "spare room", "-o", "json")
+    assert json.loads(applied.stdout)["revision"] == before + 1
+
+    printed = run(registry, "get", "pool", "spare")
+    assert "memory_bytes: 64MiB" in printed.stdout
+    path.write_text(printed.stdout)
+    assert f"nothing to change at revision {before + 1}" in run(registry, "apply", "-f", str(path)).stdout
+
+    path.write_text(POOL.replace("64MiB", "128MiB"))
+    updated = run(registry, "apply", "-f", str(path), "--expected-revision", str(before + 1))
+    assert f"revision {before + 2}: 1 updated" in updated.stdout
+    assert "pool.memory_bytes" in updated.stdout
+    old = run(registry, "get", "Pool", "spare", "--revision", str(before + 1), "-o", "json")
+    assert json.loads(old.stdout)["spec"]["memory_bytes"] == "64MiB"
+
+    deleted = run(registry, "delete", "pools", "spare", "--reason", "no need")
+    assert deleted.exit_code == 0, deleted.stderr
+    newest, _, oldest, *_ = json.loads(run(registry, "history", "-o", "json").stdout)
+    assert (newest["reason"], newest["changes"][0]["action"]) == ("no need", "DELETE")
+    assert (oldest["number"], oldest["reason"]) == (before + 1, "spare room")
+    assert "spare room" in run(registry, "history").stdout
+
+
+def test_faults_that_the_registry_finds_come_with_file_and_line(registry: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(
+        POOL.replace("min_hosts: 0", "min_hosts: -1").replace("64MiB", "0")
+        + "---\nkind: ModelVersion\nmetadata: {name: nobody}\nspec:\n  version: one\n  backend: {name: identity}\n"
+    )
+    before = revision(registry)
+
+    refused = run(registry, "apply", "-f", str(path))
+
+    assert refused.exit_code == 1
+    *lines, last = refused.stderr.splitlines()
+    places = {line.removeprefix(str(path)).split(": ")[0]: line for line in lines}
+    assert {place.split(":")[1] for place in places} == {"3", "6", "8"}, refused.stderr
+    assert any("ModelVersion/nobody/one: spec.version: 'one' is no semantic version" in line for line in lines)
+    assert any("Pool/spare: spec.memory_bytes: 0 must be positive" in line for line in lines)
+    assert last == f"yardctl: {len(lines)} faults, nothing was done"
+    assert revision(registry) == before
+
+
+def test_a_head_that_has_moved_and_what_does_not_exist_are_one_line(registry: str, tmp_path: Path) -> None:
+    path = tmp_path / "pool.yaml"
+    path.write_text(POOL)
+
+    for arguments, code, text in (
+        (("apply", "-f", str(path), "--expected-revision", "999"), 1, "999"),
+        (("get", "pool", "nobody"), 1, "nobody"),
+        (("get", "modelversion", "nobody"), 2, "'nobody' has none"),
+        (("get", "pool", "spare", "--version", "1.0.0"), 2, "a Pool has no --version"),
+        (("list", "pods"), 2, "'pods' is no kind: use one of Model, ModelVersion, Route, Pool"),
+        (("list", "--revision", "999"), 1, "999"),
+        (("apply", "-f", str(tmp_path / "absent")), 1, "there is no file or folder"),
+    ):
+        answer = run(registry, *arguments)
+        assert answer.exit_code == code, arguments
+        (line,) = answer.stderr.strip().splitlines()
+        assert line.startswith("yardctl: "), line
+        assert text in line, line
+
+
+def test_nobody_at_the_address_is_one_line_that_says_what_to_do(free_port: int) -> None:
+    answer = run(f"127.0.0.1:{free_port}", "hosts")
+
+    assert answer.exit_code == 1
+    assert answer.stderr.strip() == (
+        f"yardctl: the registry at 127.0.0.1:{free_port} cannot be reached: see 'yardctl status', or start a mesh with "
+        "'yardctl up'"
+    )
+
+
+def test_a_registry_without_hosts_says_so(registry: str) -> None:
+    assert run(registry, "hosts").stdout.strip() == "no host is listed"
+    assert run(registry, "hosts", "-o", "json").stdout.strip() == "[]"
