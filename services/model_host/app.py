@@ -130,6 +130,11 @@ class Host:
             self.observing.refresh(self.lifecycle, self._device.memory_bytes)
             await self._clock.sleep(REFRESH_EVERY_S)
 
+    async def stop_workers(self) -> None:
+        """Let the threads end. One that hangs does not keep the process."""
+        self.compute_worker.stop()
+        self.load_worker.stop()
+
     async def end(self) -> None:
         """Say that the host ends, go on for the lame-duck time, and finish what came."""
         self.lifecycle.announce_end()
@@ -151,6 +156,7 @@ async def start(config: Config, process: Process) -> None:
     host.store.prepare()
     host.compute_worker.start()
     host.load_worker.start()
+    process.on_stop("threads", host.stop_workers)
     process.spawn("batch queue", host.queue.run())
     process.spawn("lifecycle", host.lifecycle.run())
     process.spawn("gauges", host.refresh())

@@ -191,12 +191,13 @@ def choose(kind: str, memory_bytes: int) -> ComputeDevice:
         memory_bytes: What models may take; 0 chooses a share of what is there.
 
     Raises:
-        NotSupported: `cuda` is asked for and not there.
+        NotSupported: `cuda` is asked for and not there, or the device computes wrongly.
     """
     if kind != "cpu" and _has_nvidia():
         import torch  # noqa: PLC0415
 
         if torch.cuda.is_available():
+            _check_cuda()
             properties = torch.cuda.get_device_properties(0)
             budget = memory_bytes or int(CUDA_SHARE * properties.total_memory)
             return CudaDevice(name=properties.name, memory_bytes=budget)
@@ -219,6 +220,19 @@ def _has_nvidia() -> bool:
         return bool(pynvml.nvmlDeviceGetCount() > 0)
     finally:
         pynvml.nvmlShutdown()
+
+
+def _check_cuda() -> None:
+    """Compute something known: a device that is broken must not come into the pool."""
+    import torch  # noqa: PLC0415
+
+    ones = torch.ones(64, 64, device="cuda")
+    try:
+        total = float((ones @ ones).sum().cpu())
+    except RuntimeError as error:
+        raise NotSupported(f"the CUDA device does not compute: {type(error).__name__}") from error
+    if total != 64.0**3:
+        raise NotSupported(f"the CUDA device computes wrongly: {total} instead of {64.0**3}")
 
 
 def _keep_large_blocks() -> None:

@@ -130,11 +130,18 @@ class LoadReporter:
                 await stream.done_writing()
                 await asyncio.wait({listening}, timeout=FAREWELL_S)
                 return
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), REPORT_EVERY_S)
+            await self._until_due(listening)
             if self._clock.now_s() - self._heard_s > SILENCE_S:
                 raise _Silent
         listening.result()
+
+    async def _until_due(self, listening: "asyncio.Task[None]") -> None:
+        """Wait for a change, for the end of the stream, or for the time of the next report."""
+        change = asyncio.create_task(self._changed.wait())
+        try:
+            await asyncio.wait({change, listening}, timeout=REPORT_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            change.cancel()
 
     async def _listen(self, stream: _Stream) -> None:
         while (answer := await stream.read()) is not grpc.aio.EOF:
