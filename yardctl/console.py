@@ -88,6 +88,10 @@ def guarded(main: Coroutine[Any, Any, T]) -> T:
         fail_with_faults(error)
     except YardError as error:
         fail(_with_retry(error))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
 

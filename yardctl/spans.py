@@ -79,18 +79,29 @@ class SpanWriter:
             file.write(lines)
 
 
-def read_spans(folder: Path) -> Iterator[StoredSpan]:
-    """Every span in the store, in the order of arrival. Lines that are none are left out."""
-    for name in (PREVIOUS, CURRENT):
-        try:
-            with (folder / name).open("rb") as file:
-                for line in file:
-                    try:
-                        yield _DECODER.decode(line)
-                    except msgspec.DecodeError:
-                        continue
-        except FileNotFoundError:
-            continue
+@dataclass(frozen=True, slots=True)
+class StoredSpans:
+    """The spans in a store, in the order of arrival; each iteration reads the files anew."""
+
+    folder: Path
+
+    def __iter__(self) -> Iterator[StoredSpan]:
+        """Every span; lines that are none are left out."""
+        for name in (PREVIOUS, CURRENT):
+            try:
+                with (self.folder / name).open("rb") as file:
+                    for line in file:
+                        try:
+                            yield _DECODER.decode(line)
+                        except msgspec.DecodeError:
+                            continue
+            except FileNotFoundError:
+                continue
+
+
+def read_spans(folder: Path) -> StoredSpans:
+    """Every span in the store of a folder, which may be missing."""
+    return StoredSpans(folder)
 
 
 def to_json(span: StoredSpan) -> dict[str, Any]:

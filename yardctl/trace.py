@@ -51,28 +51,30 @@ def find_trace(spans: Iterable[StoredSpan], trace_id: str = "") -> Trace | None:
     """The trace that has this id.
 
     Args:
-        spans: Every span in the store.
+        spans: Every span in the store. Gone through three times, so that of a large store only what
+            belongs to the trace is ever held.
         trace_id: The id, or its beginning where that is enough; empty is the latest trace.
 
     Returns:
         The trace, or None if the store has no such. Where several begin alike, the latest.
     """
-    kept = list(spans)
-    latest: dict[str, int] = {}
-    for span in kept:
-        if span.trace_id.startswith(trace_id):
-            latest[span.trace_id] = max(latest.get(span.trace_id, 0), span.start_ns)
-    if not latest:
+    found, latest_ns = "", -1
+    for span in spans:
+        if span.start_ns > latest_ns and span.trace_id.startswith(trace_id):
+            found, latest_ns = span.trace_id, span.start_ns
+    if not found:
         return None
-    found = max(latest, key=lambda each: latest[each])
-    return build(kept, found)
+    # Of other traces those that link here, and what their spans caused.
+    wanted = {found}
+    wanted |= {span.trace_id for span in spans if any(link.trace_id == found for link in span.links)}
+    return build([span for span in spans if span.trace_id in wanted], found)
 
 
 def build(spans: Sequence[StoredSpan], trace_id: str) -> Trace:
     """The tree of one trace.
 
     Args:
-        spans: Every span in the store; those of other traces count where they link to this one.
+        spans: Its spans, and those of the traces that link to it.
         trace_id: Its full id; at least one span has it.
     """
     nodes = {span.span_id: TraceNode(span) for span in spans if span.trace_id == trace_id}
