@@ -78,7 +78,7 @@ async def sentences(caller: Asks, stage: Stage) -> None:
     answer = await caller.infer("embed", {"text": texts(said, again, other)})
     first, second, third = answer.outputs["embedding"]
     near, far = float(first @ second), float(first @ third)
-    stage.check(near > far + 0.5, f"'{said}' is near '{again}' ({near:.2f}), far from '{other}' ({far:.2f})")
+    stage.check(near > far + 0.5, f"'{said}': cosine {near:.2f} to a paraphrase, {far:.2f} to another sentence")
     stage.decision(answer.decision)
     large = await caller.infer("minilm", {"text": texts(said)})
     agree = float(large.outputs["embedding"][0] @ first)
@@ -164,7 +164,7 @@ async def open_protocol(caller: Asks, stage: Stage, held_out: HeldOut) -> None:
     named = {output.name: output for output in answer.response.outputs}
     labels = list(named["label"].contents.int64_contents)
     right = labels == held_out.labels[:8].tolist()
-    stage.check(right, f"typed tensors in, typed tensors out, id echoed: {' '.join(map(str, labels))}")
+    stage.check(right, f"typed tensors in, typed tensors out; eight digits read: {' '.join(map(str, labels))}")
     stage.check(answer.response.id == "demo-v2", "the request's id came back")
     stage.console.print(Padding(escape(answer.decision), (0, 0, 0, 2)), style="dim")
 
