@@ -1,0 +1,72 @@
+"""What names lead to."""
+
+import pytest
+
+from services.domain.errors import ModelNotFound, VersionNotFound
+from services.domain.model import ModelState
+from services.domain.objects import Object, ObjectKey
+from services.router.snapshot import LOOKED_AT, Objects
+from tests.fakes.objects import a_host, a_model, a_version, hosted
+from tests.unit.router.yards import a_choice, a_single, a_snapshot, digits
+
+H0 = a_host("h0", hosted("digits", "1.0.0"), hosted("digits", "2.0.0", state=ModelState.LOADING))
+
+
+def test_a_model_leads_to_its_versions_newest_first() -> None:
+    destination = a_snapshot(digits("1.9.0", "1.10.0", "1.10.0-rc.1"), []).destination("digits")
+
+    assert [option.version.version for option in destination.options] == ["1.10.0", "1.10.0-rc.1", "1.9.0"]
+    assert destination.strategy == "single"
+
+
+def test_a_route_goes_before_a_model_of_its_name() -> None:
+    destination = a_snapshot([*digits("1.0.0", "2.0.0"), a_single("digits", "digits", "1.0.0")], []).destination(
+        "digits"
+    )
+
+    assert [option.version.version for option in destination.options] == ["1.0.0"]
+
+
+def test_a_choice_keeps_the_order_of_its_candidates() -> None:
+    objects: list[Object] = [a_model("b"), a_model("a"), a_version("b"), a_version("a"), a_choice("c", "b", "a")]
+
+    assert [str(option.key) for option in a_snapshot(objects, []).destination("c").options] == ["b:1.0.0", "a:1.0.0"]
+
+
+def test_only_hosts_that_are_ready_and_take_calls_count() -> None:
+    draining = a_host("h1", hosted("digits", "1.0.0"), draining=True)
+
+    options = a_snapshot(digits("1.0.0", "2.0.0"), [H0, draining]).destination("digits").options
+
+    newer, older = options
+    assert [host.host_id for host in older.hosts] == ["h0"]
+    assert older.elsewhere == "draining on h1"
+    assert newer.hosts == ()
+    assert newer.elsewhere == "LOADING on h0"
+
+
+def test_a_pinned_destination_has_that_version_only() -> None:
+    destination = a_snapshot(digits("1.0.0", "2.0.0"), [H0]).destination("digits")
+
+    assert [option.version.version for option in destination.pinned("1.0.0").options] == ["1.0.0"]
+    with pytest.raises(VersionNotFound):
+        destination.pinned("3.0.0")
+
+
+def test_deleted_objects_lead_nowhere() -> None:
+    objects = Objects().changed(1, digits())
+
+    fewer = objects.changed(2, [], [ObjectKey("ModelVersion", "digits", "1.0.0"), ObjectKey("Model", "digits")])
+
+    assert (dict(fewer.models), dict(fewer.versions)) == ({}, {})
+    assert "digits" in objects.models
+
+
+def test_a_name_among_very_many_is_still_told_its_neighbours() -> None:
+    many = [a_model(f"model-{number}") for number in range(3 * LOOKED_AT)]
+    snapshot = a_snapshot([*many, *digits()], [])
+
+    with pytest.raises(ModelNotFound, match="near it: digits"):
+        snapshot.destination("digit")
+    with pytest.raises(ModelNotFound, match="and 2991 more"):
+        snapshot.destination("xyz")
