@@ -22,7 +22,7 @@ from services.domain.errors import (
     YardError,
 )
 from services.domain.host import HostLoad, HostRecord
-from services.domain.model import ModelKey, schema_faults, tensor_faults
+from services.domain.model import ModelKey, tensor_faults
 from services.domain.request import InferCall
 from services.domain.rng import KeyedRng
 from services.policy import retrying, scoring
@@ -216,7 +216,7 @@ class Pipeline:
         destination = snapshot.destination(call.name)
         if call.version:
             destination = destination.pinned(call.version)
-        faults = _schema_faults(call, destination)
+        faults = destination.misfits(call.inputs)
         if faults:
             raise InvalidRequest.of(faults)
         return snapshot, destination
@@ -364,19 +364,6 @@ class Pipeline:
 def _draw_key(call: InferCall) -> str:
     """Keys the call's chance; with the trace, since callers give the same id to many calls."""
     return f"{call.request_id}/{call.trace_id}"
-
-
-def _schema_faults(call: InferCall, destination: Destination) -> list[Fault]:
-    """What is wrong with the inputs for every option; empty if one takes them."""
-    if not destination.options:
-        return []
-    first = schema_faults(call.inputs, destination.options[0].model.inputs)
-    if not first or destination.one_schema:
-        return first
-    for option in destination.options[1:]:
-        if not schema_faults(call.inputs, option.model.inputs):
-            return []
-    return first
 
 
 def _begin(call: InferCall, snapshot: Snapshot, destination: Destination, remaining_s: float | None) -> Decision:

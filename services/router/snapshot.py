@@ -5,12 +5,12 @@ every change. What only some calls need is worked out when first asked for, and 
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from services.domain.errors import ModelNotFound, VersionNotFound
+from services.domain.errors import Fault, ModelNotFound, VersionNotFound
 from services.domain.host import HostRecord
-from services.domain.model import ModelKey, ModelState
+from services.domain.model import ModelKey, ModelState, TensorMeta, schema_faults
 from services.domain.objects import (
     Choose,
     Metadata,
@@ -126,6 +126,16 @@ class Destination:
                 metadata={"name": self.name, "version": version[:LONGEST_NAME]},
             )
         return replace(self, options=options)
+
+    def misfits(self, inputs: Sequence[TensorMeta]) -> list[Fault]:
+        """What is wrong with a call's inputs for every option; empty if one takes them."""
+        faults: list[Fault] = []
+        for option in self.options[:1] if self.one_schema else self.options:
+            found = schema_faults(inputs, option.model.inputs)
+            if not found:
+                return []
+            faults = faults or found
+        return faults
 
 
 class Snapshot:
