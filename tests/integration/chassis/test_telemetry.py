@@ -16,7 +16,7 @@ from services.chassis.span_export import SHUTDOWN_S
 from services.chassis.telemetry import Telemetry
 from services.chassis.trace_context import TraceContext
 from services.domain.errors import Overloaded
-from tests.integration.chassis.otlp import BINARY, collector, otlp_sink
+from tests.support.otlp import BINARY, collector, otlp_sink
 
 
 def counted(name: str) -> float:
