@@ -6,8 +6,8 @@ from pathlib import Path
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from services.chassis.telemetry import TraceContext
-from tests.integration.chassis.otlp import otlp_sink
 from tests.support.host import echo_request, running_host, version_object
+from tests.support.otlp import otlp_sink
 
 
 def attributes(span: Span) -> dict[str, object]:

@@ -8,9 +8,9 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from modelyard.inference.v1 import inference_pb2_grpc
-from tests.integration.chassis.otlp import otlp_sink
 from tests.integration.router.test_failover import known_hosts
 from tests.integration.router.zoo import ECHO, VERSIONS, typed
+from tests.support.otlp import otlp_sink
 from tests.support.services import bench, eventually
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
