@@ -6,6 +6,7 @@ How things are stored is behind `Store`; what is allowed is in `domain.objects` 
 
 import asyncio
 import enum
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -25,7 +26,13 @@ MAX_AUTHOR_BYTES = 256
 MAX_REQUEST_ID_BYTES = 128
 
 STORE_TIMEOUT_S = 3.0
-"""Longest one step at the store may take; covers the election of a new etcd leader."""
+"""How long the store may leave one step unanswered; covers the election of a new etcd leader."""
+
+LARGE = 2000
+"""A state and command larger than this are planned in a thread: about 20 ms of computing."""
+
+ENCODING_COST = 10
+"""Computing for a submitted object, in objects of the state that are only checked."""
 
 RESERVE_S = 0.05
 """Seconds kept back from the deadline to carry the answer home."""
@@ -116,7 +123,11 @@ class Outcome(enum.Enum):
 
 
 class Store(Protocol[S, E, D]):
-    """Where revisions are kept. Every method raises StoreUnavailable if the store does not answer."""
+    """Where revisions are kept.
+
+    Every awaited method raises StoreUnavailable if the store leaves a step of it unanswered for `timeout_s`.
+    `encode` and `draft` compute only, and may be called from a thread.
+    """
 
     async def find(self, request_id: str, *, timeout_s: float) -> Found[S]:
         """Read the head, and how the request ended if it was carried out."""
@@ -230,7 +241,27 @@ class Applier(Generic[S, E, D]):
         if command.expected_revision not in (0, state.revision) and not request_faults:
             raise _moved(command.expected_revision, state.revision)
 
-        encoded = [None if entry.item is None else store.encode(entry.item) for entry in command.submitted]
+        size = len(state.objects) + ENCODING_COST * len(command.submitted)
+        plan = functools.partial(self._plan, state, command, note, request_faults)
+        # What is large is planned in a thread, so that watches and reports go on meanwhile.
+        changes, draft = await asyncio.to_thread(plan) if size > LARGE else plan()
+        if command.dry_run or not (changes or command.request_id):
+            return Applied(state.revision, changes)
+        await store.write(draft, timeout_s=_step_s(deadline))
+        outcome = await store.advance(draft, timeout_s=_step_s(deadline))
+        if outcome is Outcome.MOVED:
+            return Applied(state.revision + 1 if changes else state.revision, changes)
+        return outcome
+
+    def _plan(
+        self, state: S, command: Command, note: Note, request_faults: Sequence[Fault]
+    ) -> tuple[tuple[Change, ...], D]:
+        """What the command changes, and the revision that would do so; touches nothing shared.
+
+        Raises:
+            InvalidRequest: With every fault.
+        """
+        encoded = [None if entry.item is None else self._store.encode(entry.item) for entry in command.submitted]
         faults = [*request_faults, *check(state.objects, command.submitted, command.deletes)]
         faults += [
             Fault(
@@ -242,7 +273,6 @@ class Applier(Generic[S, E, D]):
         ]
         if faults:
             raise InvalidRequest.of(faults)
-
         after: dict[ObjectKey, Object] = {}
         upserts: dict[ObjectKey, E] = {}
         for entry, stored in zip(command.submitted, encoded, strict=True):
@@ -253,16 +283,8 @@ class Applier(Generic[S, E, D]):
             {key: digest for key in touched if (digest := state.digest_of(key)) is not None},
             {key: stored.digest for key, stored in upserts.items()},
         )
-        detailed = tuple(with_fields(change, state.objects, after) for change in changes)
-        if command.dry_run or not (changes or command.request_id):
-            return Applied(state.revision, detailed)
-
-        draft = store.draft(state, upserts, changes, note)
-        await store.write(draft, timeout_s=_step_s(deadline))
-        outcome = await store.advance(draft, timeout_s=_step_s(deadline))
-        if outcome is Outcome.MOVED:
-            return Applied(state.revision + 1 if changes else state.revision, detailed)
-        return outcome
+        draft = self._store.draft(state, upserts, changes, note)
+        return tuple(with_fields(change, state.objects, after) for change in changes), draft
 
     async def _first_result(self, done: Done, deadline: Deadline) -> Applied:
         """What the request answered when it was carried out; trees never change, so it is found again."""

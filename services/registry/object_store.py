@@ -87,7 +87,11 @@ class _Look:
 
 
 class ObjectStore:
-    """Desired state in etcd; `apply.Store` for one replica."""
+    """Desired state in etcd; `apply.Store` for one replica.
+
+    A `timeout_s` is how long etcd may leave one step unanswered. A large state takes many steps; how long
+    they take together is bounded by the caller's own deadline, which cancels them.
+    """
 
     def __init__(self, *, client: Etcd, clock: Clock) -> None:
         """Store the arguments.
@@ -111,8 +115,7 @@ class ObjectStore:
             StoreUnavailable: etcd does not answer.
             Internal: What is stored cannot be right.
         """
-        deadline_s = self._clock.now_s() + timeout_s
-        return await self._load(await self._look([layout.HEAD], deadline_s), deadline_s)
+        return await self._load(await self._look([layout.HEAD], timeout_s), timeout_s)
 
     async def head_or_last(self, *, timeout_s: float) -> State:
         """The state at the head now; while etcd does not answer, as it was last read.
@@ -133,10 +136,9 @@ class ObjectStore:
 
     async def find(self, request_id: str, *, timeout_s: float) -> Found[State]:
         """Read the head, and how the request ended if it was carried out; see `apply.Store`."""
-        deadline_s = self._clock.now_s() + timeout_s
         while True:
-            look = await self._look([layout.HEAD, layout.request_key(request_id)], deadline_s)
-            state = await self._load(look, deadline_s)
+            look = await self._look([layout.HEAD, layout.request_key(request_id)], timeout_s)
+            state = await self._load(look, timeout_s)
             if state.mark == look.mark:
                 break
             # The head moved on meanwhile, perhaps by this very request through another replica: look again.
@@ -146,7 +148,7 @@ class ObjectStore:
         at = registry_pb2.Head.FromString(noted.value)
         if at.revision == 0:
             return Found(state, Done(0, False))
-        record, _ = await self._record(at.revision, deadline_s)
+        record, _ = await self._record(at.revision, timeout_s)
         return Found(state, Done(at.revision, record.request_id == request_id))
 
     async def at(self, revision: int, *, timeout_s: float) -> State:
@@ -157,18 +159,16 @@ class ObjectStore:
             StoreUnavailable: etcd does not answer.
             Internal: What is stored cannot be right.
         """
-        deadline_s = self._clock.now_s() + timeout_s
         async with self._loading:
             if self._known and self._head.revision == revision:
                 return self._head
             older = self._older.get(revision)
-            return older if older is not None else await self._derive(revision, deadline_s)
+            return older if older is not None else await self._derive(revision, timeout_s)
 
     async def revisions(self, newest: int, count: int, *, timeout_s: float) -> list[registry_pb2.Revision]:
         """Records of at most `count` revisions, from `newest` down."""
-        deadline_s = self._clock.now_s() + timeout_s
         numbers = range(newest, max(0, newest - count), -1)
-        kvs = await self._read([layout.revision_key(number) for number in numbers], deadline_s)
+        kvs = await self._read([layout.revision_key(number) for number in numbers], timeout_s)
         return [registry_pb2.Revision.FromString(kv.value) for kv in kvs if kv is not None]
 
     def encode(self, item: Object) -> Entry:
@@ -181,8 +181,7 @@ class ObjectStore:
 
     async def write(self, draft: Draft, *, timeout_s: float) -> None:
         """Write the objects and trees of a draft, which nothing names yet; writing them again does no harm."""
-        deadline_s = self._clock.now_s() + timeout_s
-        await _each(self._repeat(batch, deadline_s) for batch in _batches(draft.blobs))
+        await _each(self._repeat(batch, timeout_s) for batch in _batches(draft.blobs))
 
     async def advance(self, draft: Draft, *, timeout_s: float) -> Outcome:
         """Move the head to a draft, if it is where the draft was made from; see `apply.Store`.
@@ -234,15 +233,15 @@ class ObjectStore:
                     async for _ in batches:
                         yield
 
-    async def _look(self, keys: Sequence[str], deadline_s: float) -> "_Look":
+    async def _look(self, keys: Sequence[str], timeout_s: float) -> "_Look":
         """Read the head key and others, at one moment."""
         held = self._head.mark
-        reply = await self._repeat([get_op(key) for key in keys], deadline_s)
+        reply = await self._repeat([get_op(key) for key in keys], timeout_s)
         self._away_until_s = 0.0
         kvs = [_first(response) for response in reply.responses]
         return _Look(kvs, reply.header.revision, went_back=reply.header.revision < held)
 
-    async def _load(self, look: "_Look", deadline_s: float) -> State:
+    async def _load(self, look: "_Look", timeout_s: float) -> State:
         """The state that the head key names, or a later one."""
         async with self._loading:
             if self._known and (look.mark == self._head.mark or self._outdated(look)):
@@ -250,7 +249,7 @@ class ObjectStore:
             state, found = State(), look.kvs[0]
             if found is not None:
                 head = registry_pb2.Head.FromString(found.value)
-                state = replace(await self._derive(head.revision, deadline_s), mark=found.mod_revision)
+                state = replace(await self._derive(head.revision, timeout_s), mark=found.mod_revision)
                 if state.digest != head.digest:
                     raise Internal(f"the record of revision {head.revision} is not the one that the head names")
             if not self._outdated(look):
@@ -277,29 +276,29 @@ class ObjectStore:
         while len(self._older) > KEPT_STATES:
             self._older.popitem(last=False)
 
-    async def _derive(self, revision: int, deadline_s: float) -> State:
+    async def _derive(self, revision: int, timeout_s: float) -> State:
         """Read a revision, taking from the nearest known state what it shares with it."""
         if revision == 0:
             return State()
-        record, raw = await self._record(revision, deadline_s)
+        record, raw = await self._record(revision, timeout_s)
         known = (self._head, *self._older.values())
         base = min(known, key=lambda state: abs(state.revision - revision))
-        shards = await self._shards(record.tree_digest, base, deadline_s)
+        shards = await self._shards(record.tree_digest, base, timeout_s)
         upserts, deletes = changed_keys(base, State(shards=shards))
         digests = {key: shards[layout.shard_of(key)].digests[key] for key in upserts}
         state = base.followed_by(
             revision=revision,
             digest=layout.digest_of(raw),
             shards=shards,
-            upserts=await self._entries(digests, deadline_s),
+            upserts=await self._entries(digests, timeout_s),
             deletes=deletes,
             parent_digest=record.parent_digest,
         )
         self._keep(state)
         return state
 
-    async def _record(self, revision: int, deadline_s: float) -> tuple[registry_pb2.Revision, bytes]:
-        (kv,) = await self._read([layout.revision_key(revision)], deadline_s)
+    async def _record(self, revision: int, timeout_s: float) -> tuple[registry_pb2.Revision, bytes]:
+        (kv,) = await self._read([layout.revision_key(revision)], timeout_s)
         if kv is None:
             newest = self._head.revision
             raise RevisionNotFound(
@@ -308,8 +307,8 @@ class ObjectStore:
             )
         return registry_pb2.Revision.FromString(kv.value), kv.value
 
-    async def _shards(self, tree_digest: str, base: State, deadline_s: float) -> dict[int, Shard]:
-        root = (await self._blobs([(layout.tree_key(tree_digest), tree_digest)], deadline_s))[0]
+    async def _shards(self, tree_digest: str, base: State, timeout_s: float) -> dict[int, Shard]:
+        root = (await self._blobs([(layout.tree_key(tree_digest), tree_digest)], timeout_s))[0]
         shards: dict[int, Shard] = {}
         wanted: list[tuple[int, str]] = []
         for ref in registry_pb2.Tree.FromString(root).shards:
@@ -318,16 +317,16 @@ class ObjectStore:
                 shards[ref.number] = held
             else:
                 wanted.append((ref.number, ref.digest))
-        raws = await self._blobs([(layout.tree_key(digest), digest) for _, digest in wanted], deadline_s)
+        raws = await self._blobs([(layout.tree_key(digest), digest) for _, digest in wanted], timeout_s)
         for (number, digest), raw in zip(wanted, raws, strict=True):
             shards[number] = layout.shard_from(digest, raw)
         return shards
 
-    async def _entries(self, digests: Mapping[ObjectKey, str], deadline_s: float) -> dict[ObjectKey, Entry]:
+    async def _entries(self, digests: Mapping[ObjectKey, str], timeout_s: float) -> dict[ObjectKey, Entry]:
         entries: dict[ObjectKey, Entry] = {}
 
         async def fetch(keys: Sequence[ObjectKey]) -> None:
-            raws = await self._blobs([(layout.object_key(digests[key]), digests[key]) for key in keys], deadline_s)
+            raws = await self._blobs([(layout.object_key(digests[key]), digests[key]) for key in keys], timeout_s)
             for key, raw in zip(keys, raws, strict=True):
                 entries[key] = layout.entry_from(digests[key], raw)
 
@@ -335,10 +334,10 @@ class ObjectStore:
         await _each(fetch(keys[start : start + TXN_OPS]) for start in range(0, len(keys), TXN_OPS))
         return entries
 
-    async def _blobs(self, wanted: Sequence[tuple[str, str]], deadline_s: float) -> list[bytes]:
+    async def _blobs(self, wanted: Sequence[tuple[str, str]], timeout_s: float) -> list[bytes]:
         """Immutable values that must be there, by key and digest."""
         raws = []
-        kvs = await self._read([key for key, _ in wanted], deadline_s)
+        kvs = await self._read([key for key, _ in wanted], timeout_s)
         for kv, (key, digest) in zip(kvs, wanted, strict=True):
             if kv is None:
                 raise Internal(f"the store has lost {key}")
@@ -346,17 +345,18 @@ class ObjectStore:
             raws.append(kv.value)
         return raws
 
-    async def _read(self, keys: Sequence[str], deadline_s: float) -> list[etcd.KeyValue | None]:
+    async def _read(self, keys: Sequence[str], timeout_s: float) -> list[etcd.KeyValue | None]:
         """Read keys, at one moment if they are at most `TXN_OPS`; tries again until the deadline."""
         found: list[etcd.KeyValue | None] = []
         for start in range(0, len(keys), TXN_OPS):
             ops = [get_op(key) for key in keys[start : start + TXN_OPS]]
-            reply = await self._repeat(ops, deadline_s)
+            reply = await self._repeat(ops, timeout_s)
             found += [_first(response) for response in reply.responses]
         return found
 
-    async def _repeat(self, ops: Sequence[etcd.RequestOp], deadline_s: float) -> etcd.TxnResponse:
-        """Do what does no harm when done twice."""
+    async def _repeat(self, ops: Sequence[etcd.RequestOp], timeout_s: float) -> etcd.TxnResponse:
+        """Do what does no harm when done twice; one step of possibly many."""
+        deadline_s = self._clock.now_s() + timeout_s
         while True:
             left_s = max(0.001, deadline_s - self._clock.now_s())
             try:

@@ -170,3 +170,12 @@ async def test_a_replica_behind_reads_only_what_changed(replica: Replica) -> Non
 
     read = [op.request_range.key.decode() for txn in replica.etcd.txns for op in txn.success]
     assert len(read) == 5  # head, revision, root, one shard, one object
+
+
+async def test_a_read_that_was_overtaken_does_not_take_the_head_back(replica: Replica) -> None:
+    await replica.apply([a_model("a")])
+    look = await replica.store._look([layout.HEAD], 1.0)
+    await replica.apply([a_model("b")])
+
+    assert (await replica.store._load(look, 1.0)).revision == 2
+    assert (await replica.store.head(timeout_s=1.0)).revision == 2

@@ -273,6 +273,22 @@ async def test_an_emptied_store_makes_readers_begin_anew(yard: Yard) -> None:
     await watch.aclose()
 
 
+async def test_another_history_that_has_grown_longer_is_not_mistaken_for_the_same(yard: Yard) -> None:
+    await yard.other.apply([a_model("a")])
+    await settle()
+    watch = yard.hub.watch(0, include_hosts=False)
+    await hear(watch, 1)
+    yard.etcd.empty()
+    for name in ("x", "y", "z"):
+        await Replica(yard.etcd).apply([a_model(name)])
+
+    await yard.clock.advance(watch_hub.AUDIT_S)
+
+    heard = await hear(watch, 2)
+    assert next(text for text in heard if not text.startswith("heartbeat")) == "snapshot 3: x,y,z"
+    await watch.aclose()
+
+
 async def test_a_change_too_large_for_a_message_is_told_as_a_snapshot(
     yard: Yard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
