@@ -6,20 +6,15 @@ behind the port `Compute`. Everything here runs on the event loop.
 """
 
 import asyncio
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias
 
+from services.domain import errors
 from services.domain.clock import Clock
-from services.domain.errors import (
-    BudgetExhausted,
-    Draining,
-    HostUnavailable,
-    ModelNotReady,
-    Overloaded,
-    YardError,
-)
+from services.domain.errors import Overloaded, YardError
 from services.domain.model import ModelKey
 from services.model_host.lane import CEILING_S, Answer, Call, Lane, LaneStatistics, Step
+from services.model_host.lateness import late_now, too_busy, too_late
 from services.policy.batch_times import ServiceTimes
 from services.policy.batching import predicted_wait_s
 
@@ -35,24 +30,25 @@ class DeviceBroken(Exception):
     """The device will not compute again in this process."""
 
 
+Done: TypeAlias = Callable[[Sequence[Step] | None, BaseException | None], None]
+"""Takes the steps, or else what went wrong."""
+
+
 class Compute(Protocol):
     """The device."""
 
-    async def run(self, model: object, calls: Sequence[Call], *, together: bool, predicted_s: float) -> Sequence[Step]:
-        """Compute calls of one version.
+    def start(self, model: object, calls: Sequence[Call], *, together: bool, predicted_s: float, done: Done) -> None:
+        """Begin to compute calls of one version; another `start` comes only after `done`.
+
+        A callback, because a task for each batch costs more than a small model computes.
 
         Args:
             model: The version, as it was opened with.
             calls: At least one.
             together: As one batch, or one after another.
             predicted_s: How long it should take.
-
-        Returns:
-            Steps that cover every call once.
-
-        Raises:
-            OutOfDeviceMemory: The device had no memory for them.
-            DeviceBroken: The device is lost.
+            done: Called on the event loop, later, with steps that cover every call once; or with
+                `OutOfDeviceMemory`, `DeviceBroken`, or an error that nobody foresaw.
         """
         ...
 
@@ -95,9 +91,12 @@ class BatchQueue:
         self._max_queued_bytes = max_queued_bytes
         self._busy: dict[Lane, None] = {}
         self._queued_bytes = 0
+        self._running: list[Call] = []
         self._running_until_s = 0.0
-        self._wake: asyncio.Future[None] | None = None
-        self._broken = False
+        self._scheduled = False
+        self._pausing: asyncio.Task[None] | None = None
+        self._stopped: YardError | None = None
+        self._ended: asyncio.Future[None] | None = None
         self.statistics: dict[ModelKey, LaneStatistics] = {}
         """What each version has done, those that are gone included."""
 
@@ -140,7 +139,7 @@ class BatchQueue:
     @property
     def quiet(self) -> bool:
         """Whether nothing waits or runs."""
-        return not self._busy and self._running_until_s == 0.0
+        return not self._busy and not self._running
 
     async def submit(self, lane: Lane, call: Call) -> Answer:
         """Wait for the call's turn and its answer.
@@ -161,8 +160,7 @@ class BatchQueue:
         lane.add(call)
         self._queued_bytes += call.payload_bytes
         self._busy[lane] = None
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+        self._schedule()
         try:
             return await answer
         finally:
@@ -170,16 +168,17 @@ class BatchQueue:
                 self._abandon(lane, call)
 
     async def run(self) -> None:
-        """Serve the lanes, until cancelled."""
+        """Serve the lanes, until cancelled; then what waits or runs fails as draining.
+
+        Raises:
+            Exception: An error that nobody foresaw; the queue has stopped.
+        """
+        self._ended = asyncio.get_running_loop().create_future()
+        self._schedule()
         try:
-            while True:
-                lane, pause_s = self._next(self._clock.now_s())
-                if lane is None:
-                    await self._pause(pause_s)
-                else:
-                    await self._serve(lane)
+            await self._ended
         finally:
-            self._give_up([], Draining("this host is stopping; ask another"))
+            self._stop(errors.Draining("this host is stopping; ask another"))
 
     # --- admission ------------------------------------------------------------------------------
 
@@ -190,14 +189,14 @@ class BatchQueue:
             YardError: It is not taken.
         """
         if lane.closed:
-            raise ModelNotReady(f"{lane.key} is being unloaded here")
-        if self._broken:
-            raise HostUnavailable("the device of this host is broken")
+            raise errors.ModelNotReady(f"{lane.key} is being unloaded here")
+        if self._stopped is not None:
+            raise type(self._stopped)(self._stopped.message)
         left_s = call.deadline_at_s - now_s
         own_s = lane.seconds_of(call)
         if own_s > left_s:
             if not self._probes(lane, call, left_s, own_s):
-                raise self._dropped(lane, "deadline", _too_late(lane.key, own_s, left_s))
+                raise self._dropped(lane, "deadline", too_late(lane.key, own_s, left_s))
             return
         running_s = max(0.0, self._running_until_s - now_s)
         rows_ahead = 0
@@ -214,7 +213,7 @@ class BatchQueue:
             text = f"{self._queued_bytes} bytes of calls wait here, and {self._max_queued_bytes} are the most"
             raise self._dropped(lane, "full", Overloaded(text, retry_after_s=wait_s))
         if wait_s + own_s > left_s:
-            raise self._dropped(lane, "deadline", _too_busy(lane.key, wait_s, own_s, left_s))
+            raise self._dropped(lane, "deadline", too_busy(lane.key, wait_s, own_s, left_s))
         lane.note_budget(left_s)
 
     def _probes(self, lane: Lane, call: Call, left_s: float, own_s: float) -> bool:
@@ -234,6 +233,33 @@ class BatchQueue:
 
     # --- turns ----------------------------------------------------------------------------------
 
+    def _schedule(self) -> None:
+        """Take the next turn soon: not at once, so that calls that came together share a batch."""
+        if not self._scheduled and not self._running and self._ended is not None:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._guarded, self._advance)
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        """Run a callback whose failure must not be lost."""
+        try:
+            step()
+        except Exception as error:
+            self._stop(errors.Internal("internal"))
+            assert self._ended is not None
+            if not self._ended.done():
+                self._ended.set_exception(error)
+
+    def _advance(self) -> None:
+        """Start the next batch, unless one runs or all that waits may wait for company."""
+        self._scheduled = False
+        while not self._running and self._stopped is None:
+            lane, pause_s = self._next(self._clock.now_s())
+            if lane is None:
+                if pause_s is not None and self._pausing is None:
+                    self._pausing = asyncio.get_running_loop().create_task(self._pause(pause_s))
+                return
+            self._serve(lane)
+
     def _next(self, now_s: float) -> tuple[Lane | None, float | None]:
         """The lane to serve; else how long to pause, None until a call comes."""
         chosen: Lane | None = None
@@ -248,57 +274,66 @@ class BatchQueue:
                 pause_s = wait_s if pause_s is None else min(pause_s, wait_s)
         return chosen, pause_s
 
-    async def _pause(self, pause_s: float | None) -> None:
-        self._wake = asyncio.get_running_loop().create_future()
+    async def _pause(self, pause_s: float) -> None:
         try:
-            if pause_s is None:
-                await self._wake
-                return
-            sleep = asyncio.ensure_future(self._clock.sleep(pause_s))
-            try:
-                await asyncio.wait((self._wake, sleep), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                sleep.cancel()
+            await self._clock.sleep(pause_s)
         finally:
-            self._wake = None
+            self._pausing = None
+        self._schedule()
 
-    async def _serve(self, lane: Lane) -> None:
+    def _serve(self, lane: Lane) -> None:
+        """Take a batch out of the lane and hand it to the device."""
         now_s = self._clock.now_s()
         calls, late, predicted_s, together = lane.take(now_s)
         for call in late:
             self._queued_bytes -= call.payload_bytes
-            self._fail(lane, call, _late(lane, call, now_s))
+            self._fail(lane, call, late_now(lane, call, now_s))
         for call in calls:
             self._queued_bytes -= call.payload_bytes
         if not lane.waiting:
             del self._busy[lane]
-        if calls:
-            await self._compute_calls(lane, calls, predicted_s, together=together)
-        self._settle(lane)
-
-    async def _compute_calls(self, lane: Lane, calls: list[Call], predicted_s: float, *, together: bool) -> None:
+        if not calls:
+            self._settle(lane)
+            return
         lane.running = len(calls)
-        self._running_until_s = self._clock.now_s() + predicted_s
-        try:
-            steps = await self._compute.run(lane.model, calls, together=together, predicted_s=predicted_s)
-        except OutOfDeviceMemory:
+        self._running = calls
+        self._running_until_s = now_s + predicted_s
+
+        def done(steps: Sequence[Step] | None, error: BaseException | None) -> None:
+            self._guarded(lambda: self._done(lane, steps, error, together=together, predicted_s=predicted_s))
+
+        self._compute.start(lane.model, calls, together=together, predicted_s=predicted_s, done=done)
+
+    def _done(
+        self,
+        lane: Lane,
+        steps: Sequence[Step] | None,
+        error: BaseException | None,
+        *,
+        together: bool,
+        predicted_s: float,
+    ) -> None:
+        """The device is free again."""
+        calls, self._running, lane.running, self._running_until_s = self._running, [], 0, 0.0
+        if steps is not None:
+            self._schedule()
+            for step in steps:
+                self._answer(lane, step)
+        elif isinstance(error, OutOfDeviceMemory):
             lane.shrink(sum(call.rows for call in calls) if together else 1, self._clock.now_s())
             for call in calls:
                 text = f"the device had no memory for a batch of {lane.key}"
                 self._fail(lane, call, Overloaded(text, retry_after_s=max(0.010, predicted_s)), failed=True)
-        except DeviceBroken:
-            self._broken = True
-            self._give_up(calls, HostUnavailable("the device of this host is broken"))
+            self._schedule()
+        elif isinstance(error, DeviceBroken):
+            self._running = calls
+            self._stop(errors.HostUnavailable("the device of this host is broken"))
             self._observer.device_broken()
-        except asyncio.CancelledError:
-            self._give_up(calls, Draining("this host is stopping; ask another"))
-            raise
         else:
-            for step in steps:
-                self._answer(lane, step)
-        finally:
-            lane.running = 0
-            self._running_until_s = 0.0
+            self._running = calls
+            assert error is not None
+            raise error
+        self._settle(lane)
 
     def _answer(self, lane: Lane, step: Step) -> None:
         statistics = lane.statistics
@@ -320,12 +355,15 @@ class BatchQueue:
             lane.learn(step)
             self._observer.step_done(lane.key, step)
 
-    def _give_up(self, calls: Sequence[Call], error: YardError) -> None:
-        """Fail `calls` and all that waits."""
+    def _stop(self, error: YardError) -> None:
+        """Fail all that runs or waits, and all that comes."""
+        self._stopped = self._stopped or error
         lanes = list(self._busy)
-        for call in (*calls, *(call for lane in lanes for call in lane.waiting)):
+        for call in (*self._running, *(call for lane in lanes for call in lane.waiting)):
             if call.answer is not None and not call.answer.done():
                 call.answer.set_exception(error)
+        if self._pausing is not None:
+            self._pausing.cancel()
         self._busy.clear()
         self._queued_bytes = 0
         for lane in lanes:
@@ -352,30 +390,8 @@ class BatchQueue:
     def _fail(self, lane: Lane, call: Call, error: YardError, *, failed: bool = False) -> None:
         if call.answer is None or call.answer.done():
             return
-        if failed or not isinstance(error, (Overloaded, BudgetExhausted)):
+        if failed or not isinstance(error, (Overloaded, errors.BudgetExhausted)):
             lane.statistics.failure += 1
         else:
             self._dropped(lane, "deadline", error)
         call.answer.set_exception(error)
-
-
-def _too_late(key: ModelKey, own_s: float, left_s: float) -> BudgetExhausted:
-    return BudgetExhausted(
-        f"{key} takes about {own_s * 1e3:.1f} ms for this, and the deadline leaves {max(0.0, left_s) * 1e3:.1f} ms"
-    )
-
-
-def _too_busy(key: ModelKey, wait_s: float, own_s: float, left_s: float) -> Overloaded:
-    return Overloaded(
-        f"{key} would answer in about {(wait_s + own_s) * 1e3:.1f} ms behind what waits here, and the deadline leaves "
-        f"{max(0.0, left_s) * 1e3:.1f} ms",
-        retry_after_s=wait_s,
-    )
-
-
-def _late(lane: Lane, call: Call, now_s: float) -> YardError:
-    own_s = lane.seconds_of(call)
-    left_s = call.deadline_at_s - now_s
-    if own_s > left_s:
-        return _too_late(lane.key, own_s, left_s)
-    return _too_busy(lane.key, lane.times.overall.predict(lane.cap) - own_s, own_s, left_s)

@@ -10,7 +10,7 @@ from functools import partial
 from services.chassis.telemetry import logger
 from services.domain.clock import Clock
 from services.domain.errors import BudgetExhausted, ModelFailed, Overloaded
-from services.model_host.batch_queue import DeviceBroken, OutOfDeviceMemory
+from services.model_host.batch_queue import DeviceBroken, Done, OutOfDeviceMemory
 from services.model_host.device import ComputeDevice
 from services.model_host.lane import Call, Step
 from services.model_host.predictor import Predictor
@@ -40,11 +40,11 @@ class Executor:
         self._seen = (0.0, 0.0)
         self._utilization = 0.0
 
-    async def run(self, model: object, calls: Sequence[Call], *, together: bool, predicted_s: float) -> Sequence[Step]:
+    def start(self, model: object, calls: Sequence[Call], *, together: bool, predicted_s: float, done: Done) -> None:
         """Compute `calls` of the Predictor `model`; see `batch_queue.Compute`."""
         assert isinstance(model, Predictor)
         self._predicted_s = predicted_s
-        return await self._worker.run(partial(self._compute, model, calls, together))
+        self._worker.post(partial(self._compute, model, calls, together), done)
 
     def progressing(self, now_s: float) -> bool:
         """Whether the thread computes or could; false once it hangs."""

@@ -172,6 +172,13 @@ class Lane:
         """
         if self.max_batch_size > 1 and self._recap_due(now_s):
             self.recap()
+        if len(self.waiting) == 1:  # what policy would say of one call, without asking it
+            call = self.waiting[0]
+            predicted_s = self.seconds_of(call)
+            if call.deadline_at_s >= now_s + predicted_s:
+                self.waiting.clear()
+                self.waiting_rows = 0
+                return [call], [], predicted_s, False
         cap = self._cap_now()
         if cap > 1:
             times = self.times.of_size(self.waiting[0].elements)

@@ -4,11 +4,13 @@ import asyncio
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from services.domain.clock import Clock
 
 T = TypeVar("T")
+
+_Done: TypeAlias = Callable[[Any, BaseException | None], None]
 
 
 class Worker:
@@ -17,7 +19,7 @@ class Worker:
     def __init__(self, name: str, clock: Clock) -> None:
         """Start nothing yet."""
         self._clock = clock
-        self._jobs: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[tuple[Callable[[], Any], _Done] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._busy_since_s: float | None = None
@@ -33,12 +35,24 @@ class Worker:
         """Let the thread end after the jobs it has."""
         self._jobs.put(None)
 
+    def post(self, job: Callable[[], T], done: Callable[[T | None, BaseException | None], None]) -> None:
+        """Have `job` done; `done` is called on the event loop with what it returned or raised."""
+        self._jobs.put((job, done))
+
     async def run(self, job: Callable[[], T]) -> T:
         """Have `job` done, and return or raise what it does. Cancelling stops the waiting, not the job."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[T] = loop.create_future()
-        self._jobs.put((job, done))
-        return await done
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        def done(result: T | None, error: BaseException | None) -> None:
+            if answer.done():
+                return
+            if error is None:
+                answer.set_result(result)  # type: ignore[arg-type]  # None only if T is
+            else:
+                answer.set_exception(error)
+
+        self.post(job, done)
+        return await answer
 
     def busy_s(self, now_s: float) -> float:
         """Seconds spent on jobs so far."""
@@ -55,7 +69,7 @@ class Worker:
             return max(0.0, now_s - since_s)
         if self._poked_s is None:
             self._poked_s = now_s
-            self._jobs.put((self._answer_poke, asyncio.Future(loop=self._loop)))
+            self._jobs.put((self._answer_poke, _ignore))
             return 0.0
         return now_s - self._poked_s
 
@@ -78,16 +92,11 @@ class Worker:
             self._busy_s += now_s() - began_s
             self._busy_since_s = None
             try:
-                loop.call_soon_threadsafe(_deliver, done, result, error)
+                loop.call_soon_threadsafe(done, result, error)
             except RuntimeError:
                 return  # the loop is closed: nobody waits any more
             del item, job, done, result, error  # keep no array alive until the next job
 
 
-def _deliver(done: "asyncio.Future[Any]", result: Any, error: BaseException | None) -> None:
-    if done.done():
-        return
-    if error is None:
-        done.set_result(result)
-    else:
-        done.set_exception(error)
+def _ignore(result: object, error: BaseException | None) -> None:
+    """Nobody waits for it."""

@@ -9,13 +9,14 @@ from services.domain.errors import (
     BudgetExhausted,
     Draining,
     HostUnavailable,
+    Internal,
     ModelFailed,
     ModelNotReady,
     Overloaded,
     YardError,
 )
 from services.domain.model import ModelKey
-from services.model_host.batch_queue import PROBE_EVERY, BatchQueue, DeviceBroken, OutOfDeviceMemory
+from services.model_host.batch_queue import PROBE_EVERY, BatchQueue, DeviceBroken, Done, OutOfDeviceMemory
 from services.model_host.lane import CEILING_S, Call, Lane, Step
 from services.policy.batch_times import ServiceTimes
 from services.policy.batching import batch_sizes
@@ -33,21 +34,26 @@ class ScriptedDevice:
         self.raises: Exception | None = None
         self.refuses: dict[object, YardError] = {}
         self.takes_s = 0.0
+        self.jobs: list[asyncio.Task[None]] = []
 
-    async def run(self, model: object, calls: Sequence[Call], *, together: bool, predicted_s: float) -> Sequence[Step]:
-        started_s = self.clock.now_s()
+    def start(self, model: object, calls: Sequence[Call], *, together: bool, predicted_s: float, done: Done) -> None:
         self.ran.append(([call.payload for call in calls], together))
+        self.jobs.append(asyncio.ensure_future(self._run(calls, together, done)))
+
+    async def _run(self, calls: Sequence[Call], together: bool, done: Done) -> None:
+        started_s = self.clock.now_s()
         await self.gate.acquire()
         self.clock.advance(self.takes_s)
         if self.raises is not None:
             error, self.raises = self.raises, None
-            raise error
+            done(None, error)
+            return
         outcomes = [self.refuses.get(call.payload, (call.payload, call.payload)) for call in calls]
         if together:
-            return [Step(calls, outcomes, started_s, self.takes_s)]
-        return [
-            Step((call,), (outcome,), started_s, self.takes_s) for call, outcome in zip(calls, outcomes, strict=True)
-        ]
+            done([Step(calls, outcomes, started_s, self.takes_s)], None)
+            return
+        pairs = zip(calls, outcomes, strict=True)
+        done([Step((call,), (outcome,), started_s, self.takes_s) for call, outcome in pairs], None)
 
 
 class Notes:
@@ -115,6 +121,9 @@ async def running(**limits: int) -> AsyncIterator[Yard]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+        for job in yard.device.jobs:
+            job.cancel()
+        await asyncio.gather(*yard.device.jobs, return_exceptions=True)
 
 
 async def settle() -> None:
@@ -334,6 +343,24 @@ async def test_a_broken_device_fails_everything_and_says_so() -> None:
         with pytest.raises(HostUnavailable):
             await yard.submit(lane, "after")
     assert yard.notes.broken
+
+
+async def test_an_error_that_nobody_foresaw_ends_the_queue_and_is_not_lost() -> None:
+    yard = Yard()
+    serving = asyncio.ensure_future(yard.queue.run())
+    await settle()
+    lane = yard.lane(batch=1)
+    calls = [yard.submit(lane, "first")]
+    await until(lambda: len(yard.device.ran) == 1)
+    calls.append(yard.submit(lane, "waits"))
+    await settle()
+    yard.device.raises = ZeroDivisionError("a bug")
+    yard.device.gate.release()
+    with pytest.raises(ZeroDivisionError):
+        await serving
+    for call in calls:
+        with pytest.raises(Internal):
+            await call
 
 
 async def test_closing_a_lane_answers_what_waits_and_takes_nothing_new() -> None:

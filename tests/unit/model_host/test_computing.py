@@ -218,9 +218,18 @@ async def test_what_nobody_waits_for_any_more_is_not_computed() -> None:
     predictor = Predictor(model, a_model(), a_version(batch=1))
     tensors = Tensors({"x": np.ones((1, 2), np.float32)}, 1, 2, (), 8)
     gone, late, fine = Call(tensors, 2000.0, abandoned=True), Call(tensors, 999.0), Call(tensors, 2000.0)
-    steps = await executor.run(predictor, [gone, late, fine], together=False, predicted_s=0.001)
+    steps: asyncio.Future[Sequence[Step] | None] = asyncio.get_running_loop().create_future()
+    executor.start(
+        predictor,
+        [gone, late, fine],
+        together=False,
+        predicted_s=0.001,
+        done=lambda done, _: steps.set_result(done),
+    )
+    computed = await steps
     worker.stop()
-    assert [type(step.outcomes[0]) for step in steps] == [BudgetExhausted, BudgetExhausted, dict]
+    assert computed is not None
+    assert [type(step.outcomes[0]) for step in computed] == [BudgetExhausted, BudgetExhausted, dict]
     assert model.batches == [1]
 
 
