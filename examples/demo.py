@@ -61,7 +61,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         terminal.rule("[bold]modelyard: models as one system", align="left", style="dim")
-        with locked(Layout.of(DIRECTORY)):
+        with _alone():
             shown = Progress(terminal)
             zoo = prepare.prepare(prepare.DEFAULT_FOLDER, shown)
             return asyncio.run(_run(zoo, terminal, shown))
@@ -248,6 +248,21 @@ async def _stop(mesh: Mesh, terminal: Console) -> None:
     killed = [each.name for each in ended if each.killed]
     forced = f", {', '.join(killed)} by force" if killed else ""
     terminal.print(f"\n  [green]✓[/green] stopped {len(ended)} processes{forced}; nothing is left running")
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Hold the demo's directory, in which only one may run.
+
+    Raises:
+        CommandError: Another demo does.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(Layout.of(DIRECTORY)))
+        except CommandError as error:
+            raise CommandError(f"another demo runs in {DIRECTORY}: wait for its end, or end it with Ctrl-C") from error
+        yield
 
 
 @contextlib.contextmanager
