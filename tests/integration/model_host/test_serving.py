@@ -11,7 +11,7 @@ import grpc.aio
 import numpy as np
 import pytest
 import pytest_asyncio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from modelyard.host.v1 import host_pb2
 from modelyard.type.v1 import model_pb2, resources_pb2
