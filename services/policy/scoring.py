@@ -156,13 +156,18 @@ def completion_s(state: VersionState, now_s: float, *, routers: int) -> float:
     do for other versions, and the network.
     """
     count = backlog(state, now_s, routers=routers)
-    full, rest = divmod(count + 1, state.batch_cap)
-    compute_s = full * state.batch_s(state.batch_cap, now_s) if full else 0.0
-    if rest:
-        compute_s += state.batch_s(rest, now_s)
+    fit = state.prior if now_s - state.measured_at_s > BELIEVED_S else state
+    size, cap = count + 1, state.batch_cap
+    if size <= cap:
+        compute_s = fit.base_s + fit.per_item_s * size
+    else:
+        full, rest = divmod(size, cap)
+        compute_s = full * (fit.base_s + fit.per_item_s * cap)
+        if rest:
+            compute_s += fit.base_s + fit.per_item_s * rest
     host = state.host
     if host.in_flight > state.in_flight:
-        compute_s += max(0.0, host.work_s - state.in_flight * state.batch_s(1, now_s))
+        compute_s += max(0.0, host.work_s - state.in_flight * (fit.base_s + fit.per_item_s))
     return compute_s + host.network_s
 
 
