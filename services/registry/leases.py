@@ -153,7 +153,7 @@ class HostLeases:
         first = min(candidates.kvs, key=lambda kv: kv.create_revision, default=None)
         # A key created before this one can only go, never come: who is first now stays so while its key is there,
         # and that the transaction compares.
-        if first is None or first.key.decode() != election_key or first.create_revision != fencing_token:
+        if first is None or first.key.decode() != election_key:
             raise _stale(fencing_token)
         reply = await self._client.txn(
             [compare_create(election_key, fencing_token)], [put_op(layout.PLAN, plan)], timeout_s=timeout_s

@@ -252,9 +252,8 @@ class ObjectStore:
                 state = replace(await self._derive(head.revision, timeout_s), mark=found.mod_revision)
                 if state.digest != head.digest:
                     raise Internal(f"the record of revision {head.revision} is not the one that the head names")
-            if not self._outdated(look):
-                self._take(state)
-            return self._head
+            self._take(state)
+            return state
 
     def _outdated(self, look: "_Look") -> bool:
         """Whether somebody else has read or moved the head since."""

@@ -1,8 +1,9 @@
 """One apply, with the store in memory: all or nothing, once, and with every fault."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
+from typing import Any
 
 import pytest
 
@@ -325,6 +326,33 @@ async def test_one_request_sent_to_two_replicas_at_once_is_done_once(replica: Re
 
     assert [await replica.apply([a_model("mine")], request_id="r", expected=1)] == theirs
     assert (await replica.store.head(timeout_s=1.0)).revision == 2
+
+
+async def test_a_request_id_is_used_once_even_for_different_requests_at_once(replica: Replica) -> None:
+    other = Replica(replica.etcd)
+    await replica.apply([a_model("first")])
+    once_before_the_head_moves(replica, lambda: other.apply([a_model("first")], request_id="r"))
+
+    assert await replica.apply([a_model("mine")], request_id="r") == Applied(1, ())
+    assert await replica.names() == ["Model/first"]
+
+
+async def test_a_request_done_by_another_replica_while_the_head_is_read_is_recognised(replica: Replica) -> None:
+    other = Replica(replica.etcd)
+    await replica.apply([a_model("first")])
+    look = replica.store._look
+    theirs: list[Applied] = []
+
+    async def look_then_lag(keys: Sequence[str], timeout_s: float) -> Any:
+        replica.store._look = look  # type: ignore[method-assign]
+        seen = await look(keys, timeout_s)
+        theirs.append(await other.apply([a_model("mine")], request_id="r", expected=1))
+        await replica.store.head(timeout_s=1.0)  # a reader of this replica has heard of it by now
+        return seen
+
+    replica.store._look = look_then_lag  # type: ignore[method-assign]
+
+    assert [await replica.apply([a_model("mine")], request_id="r", expected=1)] == theirs
 
 
 async def test_a_turn_that_does_not_come_within_the_deadline_is_told(replica: Replica) -> None:

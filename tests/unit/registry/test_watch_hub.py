@@ -200,6 +200,17 @@ async def test_a_host_that_registers_again_as_it_was_is_no_change(yard: Yard) ->
     await watch.aclose()
 
 
+async def test_a_list_that_was_overtaken_by_news_takes_nobody_off(yard: Yard) -> None:
+    overtaken = await HostLeases(client=yard.etcd, clock=yard.clock).hosts(timeout_s=1.0)
+    await yard.put_host("h-1")
+
+    yard.hub._take(overtaken)
+
+    watch = yard.hub.watch(0, include_hosts=True)
+    assert await hear(watch, 2) == ["snapshot 0: ", "all hosts: h-1"]
+    await watch.aclose()
+
+
 async def test_who_did_not_ask_for_hosts_hears_none(yard: Yard) -> None:
     watch = yard.hub.watch(0, include_hosts=False)
     await hear(watch, 1)
