@@ -176,6 +176,7 @@ async def start(config: Config, process: Process) -> None:
         queue=host.queue,
         standing=standing,
         clock=clock,
+        reserve_s=config.reserve_s,
         drain_ordered=host.drain_ordered,
     )
     host.server.add(SERVICE, servicer, deadline=DeadlineRule.REQUIRED)

@@ -33,6 +33,9 @@ class Config:
     """Calls that may wait for one version; more are refused, for they would only wait to be too late."""
     max_queued_bytes: int = 1 << 30
     """Bytes of inputs that may wait in all."""
+    reserve_s: float = 0.005
+    """Seconds kept back from each deadline to carry the answer home, a tenth of the deadline at most.
+    Without it a batch that just makes its deadline is computed for nothing."""
     torch_threads: int = 1
     """Threads of one torch computation. One per host process: hosts share a machine's cores by running
     several processes, and threads within one only wait for each other."""
@@ -66,6 +69,8 @@ class Config:
         ):
             if getattr(self, name) < least:
                 found.append(f"{name}: {getattr(self, name)} must be at least {least}")
+        if not 0.0 <= self.reserve_s < 10.0:
+            found.append(f"reserve_s: {self.reserve_s} must be in [0, 10)")
         if not 0.0 <= self.trace_ratio <= 1.0:
             found.append(f"trace_ratio: {self.trace_ratio} must be in [0, 1]")
         if not 0 <= self.metrics_port <= 65535:

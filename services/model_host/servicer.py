@@ -30,6 +30,9 @@ LOAD_KEY = "x-modelyard-load-bin"
 LARGE_ELEMENTS = 64 * 1024
 """Requests and answers with more elements are converted on a thread, so that the loop stays free."""
 
+RESERVED_SHARE = 0.1
+"""Most of a deadline that is kept back to answer in; a short one is still worth trying."""
+
 ExecuteContext: TypeAlias = grpc.aio.ServicerContext[pb.ExecuteRequest, pb.ExecuteResponse]
 LoadContext: TypeAlias = grpc.aio.ServicerContext[pb.LoadModelRequest, pb.LoadModelResponse]
 UnloadContext: TypeAlias = grpc.aio.ServicerContext[pb.UnloadModelRequest, pb.UnloadModelResponse]
@@ -47,6 +50,7 @@ class ModelHostServicer:
         queue: BatchQueue,
         standing: Standing,
         clock: Clock,
+        reserve_s: float,
         drain_ordered: Callable[[], None],
     ) -> None:
         """Answer for these.
@@ -56,19 +60,20 @@ class ModelHostServicer:
             queue: Where calls wait for the device.
             standing: The host as others see it.
             clock: Time.
+            reserve_s: Kept back from each deadline to carry the answer home.
             drain_ordered: Called once a drain was ordered; ends the process when its calls are done.
         """
         self._lifecycle = lifecycle
         self._queue = queue
         self._standing = standing
         self._clock = clock
+        self._reserve_s = reserve_s
         self._drain_ordered = drain_ordered
 
     async def Execute(self, request: pb.ExecuteRequest, context: ExecuteContext) -> pb.ExecuteResponse:
         """Run one inference. Errors carry the host's load in trailing metadata."""
         key = ModelKey(request.key.model, request.key.version)
-        remaining_s = context.time_remaining()
-        deadline_at_s = self._clock.now_s() + (LONGEST_S if remaining_s is None else min(remaining_s, LONGEST_S))
+        deadline_at_s = self._clock.now_s() + self._budget_s(context.time_remaining())
         try:
             return await self._execute(self._lifecycle.ready(key), request, deadline_at_s)
         except YardError:
@@ -130,6 +135,11 @@ class ModelHostServicer:
             fill_response(response, wanted, outputs, raw=is_raw(asked))
         self._standing.fill_load(reply.load, (lane,))
         return reply
+
+    def _budget_s(self, remaining_s: float | None) -> float:
+        """What a call may take here, of what its deadline leaves."""
+        left_s = LONGEST_S if remaining_s is None else min(remaining_s, LONGEST_S)
+        return left_s - min(self._reserve_s, RESERVED_SHARE * left_s)
 
     def _load_of(self, key: ModelKey) -> bytes:
         lanes = [hosted.lane for hosted in self._lifecycle.hosted() if hosted.key == key and hosted.lane is not None]
