@@ -166,7 +166,7 @@ class Pipeline:
                     f"this router has {self._limits.most_in_flight} calls, the most it holds",
                     retry_after_s=admitted.retry_after_s,
                 )
-            snapshot, destination = self._find(call, start_s)
+            snapshot, destination = self._find(call, start_s, runs=True)
             decision = _begin(call, snapshot, destination, remaining_s)
             return await self._run(call, destination, decision, start_s)
         except YardError as error:
@@ -179,7 +179,7 @@ class Pipeline:
             self._in_flight -= 1
 
     def explain(self, call: InferCall, *, remaining_s: float | None) -> Decision:
-        """Decide one call and run nothing.
+        """Decide one call and run nothing. A call without any inputs asks what its name alone leads to.
 
         Returns:
             The decision with every candidate; without a version if nothing can be chosen, and then `reason`
@@ -189,7 +189,7 @@ class Pipeline:
             YardError: The name, the version or the tensors are wrong.
         """
         now_s = self._clock.now_s()
-        snapshot, destination = self._find(call, now_s)
+        snapshot, destination = self._find(call, now_s, runs=False)
         decision = _begin(call, snapshot, destination, remaining_s)
         bits = self._bits(call, 1)
         deadline_s = decision.deadline_s
@@ -203,7 +203,7 @@ class Pipeline:
         )
         return decision
 
-    def _find(self, call: InferCall, now_s: float) -> tuple[Snapshot, Destination]:
+    def _find(self, call: InferCall, now_s: float, *, runs: bool) -> tuple[Snapshot, Destination]:
         """The snapshot to decide by, and what the call's name leads to in it; the call fits it."""
         faults = [
             fault for index, tensor in enumerate(call.inputs) for fault in tensor_faults(tensor, f"inputs[{index}]")

@@ -141,7 +141,7 @@ class Planner:
         excluded: Collection[str],
     ) -> _Look:
         look = _Look(option, states=self._book.states(option))
-        if not destination.one_schema and (faults := schema_faults(call.inputs, option.model.inputs)):
+        if call.inputs and not destination.one_schema and (faults := schema_faults(call.inputs, option.model.inputs)):
             look.filtered = "; ".join(map(str, faults))
             return look
         look.filtered = choosing.wish_unmet(option.version, call.options)

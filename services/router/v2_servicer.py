@@ -113,7 +113,8 @@ class GRPCInferenceServicer:
         remaining_s = context.time_remaining()
         timeout_s = STATUS_TIMEOUT_S if remaining_s is None else min(STATUS_TIMEOUT_S, 0.9 * remaining_s)
         answers = await asyncio.gather(*(self._status(host, timeout_s) for host in hosts))
-        return v2_wire.statistics_to(names, [answer for answer in answers if answer is not None])
+        statuses = [answer for answer in answers if answer is not None]
+        return v2_wire.statistics_to(names, statuses, with_majors=bool(request.name))
 
     async def RepositoryIndex(self, request: v2.RepositoryIndexRequest, context: Context) -> v2.RepositoryIndexResponse:
         """Every version of every model."""

@@ -1,6 +1,6 @@
 """What the router knows, in the words of the Open Inference Protocol V2."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from modelyard.host.v1 import host_pb2
 from modelyard.openinference.v2 import grpc_service_pb2 as v2
@@ -103,7 +103,7 @@ def index_to(snapshot: Snapshot, *, ready_only: bool) -> v2.RepositoryIndexRespo
 
 
 def statistics_to(
-    names: Mapping[ModelKey, str], statuses: Iterable[host_pb2.GetStatusResponse]
+    names: Mapping[ModelKey, str], statuses: Sequence[host_pb2.GetStatusResponse], *, with_majors: bool
 ) -> v2.ModelStatisticsResponse:
     """What versions have done, added up over hosts.
 
@@ -111,22 +111,38 @@ def statistics_to(
         names: The versions asked for, each with the name to report it under; versions of several models under one
             name and number are added up too.
         statuses: What the hosts say.
+        with_majors: Whether to add an entry for each major version, with its number alone, for the sum of its
+            versions: perf_analyzer reads versions as whole numbers and finds no other.
     """
-    found: dict[tuple[str, str], v2.ModelStatistics] = {
-        (name, key.version): v2.ModelStatistics(name=name, version=key.version) for key, name in names.items()
-    }
+    found: dict[tuple[str, str], v2.ModelStatistics] = {}
+    _add_up({key: (name, key.version) for key, name in names.items()}, statuses, found)
+    ordered = sorted(found, key=lambda item: (item[0], semver_order(item[1])))
+    if with_majors:
+        majors: dict[tuple[str, str], v2.ModelStatistics] = {}
+        _add_up({key: (name, key.version.partition(".")[0]) for key, name in names.items()}, statuses, majors)
+        found |= majors
+        ordered += sorted(majors)
+    return v2.ModelStatisticsResponse(model_stats=[found[item] for item in ordered])
+
+
+def _add_up(
+    entries: Mapping[ModelKey, tuple[str, str]],
+    statuses: Sequence[host_pb2.GetStatusResponse],
+    found: dict[tuple[str, str], v2.ModelStatistics],
+) -> None:
+    """Add what hosts say of each key to its entry, a name and a version."""
+    for name, version in entries.values():
+        found[name, version] = v2.ModelStatistics(name=name, version=version)
     for status in statuses:
         for done in status.statistics:
-            key = key_from(done.key)
-            if key in names:
-                _add(found[names[key], key.version], done)
+            entry = entries.get(key_from(done.key))
+            if entry is not None:
+                _add(found[entry], done)
         for hosted in status.record.models:
-            key = key_from(hosted.key)
-            if key in names and hosted.memory_bytes:
+            entry = entries.get(key_from(hosted.key))
+            if entry is not None and hosted.memory_bytes:
                 kind = "GPU" if status.record.device.kind == resources_pb2.DEVICE_KIND_CUDA else "CPU"
-                found[names[key], key.version].memory_usage.add(type=kind, byte_size=hosted.memory_bytes)
-    ordered = sorted(found, key=lambda item: (item[0], semver_order(item[1])))
-    return v2.ModelStatisticsResponse(model_stats=[found[item] for item in ordered])
+                found[entry].memory_usage.add(type=kind, byte_size=hosted.memory_bytes)
 
 
 def _platform(options: Sequence[Option]) -> str:

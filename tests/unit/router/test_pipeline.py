@@ -310,6 +310,15 @@ async def test_explain_shows_every_candidate_and_host_and_runs_nothing() -> None
     assert decision.host is not None
 
 
+async def test_explain_without_inputs_asks_what_the_name_alone_leads_to() -> None:
+    world = World(EMBED, embed_hosts())
+    call = a_call("embed", inputs=())
+
+    assert world.pipeline.explain(call, remaining_s=None).version is not None
+    with pytest.raises(InvalidRequest, match="is missing"):
+        await world.decide(call)
+
+
 async def test_explain_says_why_nothing_would_be_chosen() -> None:
     world = World(EMBED, [])
 

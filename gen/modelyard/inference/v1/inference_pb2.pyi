@@ -871,7 +871,7 @@ class ExplainRequest(_message.Message):
     REQUEST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def request(self) -> Global___InferRequest:
-        """The request as it would be sent to Infer; tensors may be left without contents."""
+        """The request as it would be sent to Infer; tensors may be left without contents, or all of them out."""
 
     def __init__(
         self,
