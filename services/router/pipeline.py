@@ -204,7 +204,10 @@ class Pipeline:
         return decision
 
     def _find(self, call: InferCall, now_s: float, *, runs: bool) -> tuple[Snapshot, Destination]:
-        """The snapshot to decide by, and what the call's name leads to in it; the call fits it."""
+        """The snapshot to decide by, and what the call's name leads to in it; the call fits it.
+
+        A call that does not run may come without any inputs.
+        """
         faults = [
             fault for index, tensor in enumerate(call.inputs) for fault in tensor_faults(tensor, f"inputs[{index}]")
         ]
@@ -216,7 +219,7 @@ class Pipeline:
         destination = snapshot.destination(call.name)
         if call.version:
             destination = destination.pinned(call.version)
-        faults = destination.misfits(call.inputs)
+        faults = destination.misfits(call.inputs) if runs or call.inputs else []
         if faults:
             raise InvalidRequest.of(faults)
         return snapshot, destination

@@ -186,8 +186,10 @@ def _add(total: v2.ModelStatistics, done: host_pb2.ModelStatistics) -> None:
     stats.fail.count += done.failure_count
     stats.queue.count += done.success_count
     stats.queue.ns += queue_ns
-    stats.compute_infer.count += done.success_count
     stats.compute_infer.ns += compute_ns
+    # What hosts measure as compute has both ends in it; perf_analyzer ends itself if the three counts differ.
+    for stage in (stats.compute_input, stats.compute_infer, stats.compute_output):
+        stage.count += done.success_count
     sizes = {batch.batch_size: batch for batch in total.batch_stats}
     for size, count in sorted(done.batch_counts.items()):
         batch = sizes.get(size) or total.batch_stats.add(batch_size=size)

@@ -117,31 +117,21 @@ def a_status(host_id: str, *, done: int, kind: DeviceKind = DeviceKind.CPU) -> h
 def test_statistics_add_up_over_hosts() -> None:
     statuses = [a_status("h0", done=3), a_status("h1", done=5, kind=DeviceKind.CUDA)]
 
-    major, stats = v2_wire.statistics_to({KEY: "digits"}, statuses, with_majors=False).model_stats
+    (stats,) = v2_wire.statistics_to({KEY: "digits"}, statuses, with_majors=False).model_stats
 
     assert (stats.name, stats.version, stats.inference_count, stats.execution_count) == ("digits", "1.0.0", 8, 4)
-    assert (major.version, major.inference_count, major.memory_usage) == ("1", 8, stats.memory_usage)
     times = stats.inference_stats
     assert (times.success.count, times.success.ns) == (8, 4_000_000_000)
+    assert times.compute_input.count == times.compute_infer.count == times.compute_output.count == 8
     assert (times.fail.count, times.queue.ns, times.compute_infer.ns) == (2, 1_000_000_000, 3_000_000_000)
     assert [(batch.batch_size, batch.compute_infer.count) for batch in stats.batch_stats] == [(1, 2), (2, 1), (4, 1)]
     assert [(memory.type, memory.byte_size) for memory in stats.memory_usage] == [("CPU", 3 * MIB), ("GPU", 3 * MIB)]
 
 
 def test_a_version_that_did_nothing_has_statistics_of_zero() -> None:
-    stats = v2_wire.statistics_to({KEY: "digits"}, [], with_majors=False).model_stats
+    (stats,) = v2_wire.statistics_to({KEY: "digits"}, [], with_majors=False).model_stats
 
-    assert [(row.version, row.inference_count) for row in stats] == [("1", 0), ("1.0.0", 0)]
-
-
-def test_a_major_number_has_the_statistics_of_all_its_versions() -> None:
-    patched = ModelKey(KEY.model, "1.0.1")
-    done = a_status("h0", done=3)
-    done.statistics.add(key=key_to(patched), success_count=4)
-
-    stats = v2_wire.statistics_to({KEY: "digits", patched: "digits"}, [done]).model_stats
-
-    assert {row.version: row.inference_count for row in stats} == {"1": 7, "1.0.0": 3, "1.0.1": 4}
+    assert (stats.version, stats.inference_count) == ("1.0.0", 0)
 
 
 def test_clients_that_know_whole_numbers_only_find_the_sum_of_a_major_version() -> None:
