@@ -23,7 +23,7 @@ def run(script: str, *arguments: str) -> Any:
     """Run a script of tests/e2e/clients; what it prints is JSON."""
     path = ROOT / "tests" / "e2e" / "clients" / script
     done = subprocess.run(
-        [python(), path, *arguments], capture_output=True, text=True, timeout=RUN_S, check=False, cwd=path.parent
+        [python(), "-I", path, *arguments], capture_output=True, text=True, timeout=RUN_S, check=False
     )
     assert done.returncode == 0, f"{script} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return json.loads(done.stdout)
