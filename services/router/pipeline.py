@@ -204,7 +204,7 @@ class Pipeline:
         return decision
 
     def _find(self, call: InferCall, now_s: float, *, runs: bool) -> tuple[Snapshot, Destination]:
-        """The snapshot, and what the call's name leads to in it; the call fits. One that does not run may lack inputs."""
+        """The snapshot, and what the call's name leads to in it. The call fits; a dry one may lack inputs."""
         faults = [
             fault for index, tensor in enumerate(call.inputs) for fault in tensor_faults(tensor, f"inputs[{index}]")
         ]
