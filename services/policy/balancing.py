@@ -14,6 +14,10 @@ from services.policy.scoring import VersionState, completion_s, penalty_s
 SAMPLE = 4
 """Hosts compared for one call; all of them if there are no more."""
 
+TIE_SHARE = 0.1
+"""A host is sooner only if it is by this share: predictions are no better than that, and by a hair's breadth all
+calls of a quiet route would go to one of two like hosts."""
+
 PROBE_SHARE = 0.01
 """Share of calls that ignore penalties, to see a recovery."""
 
@@ -54,12 +58,13 @@ def pick(states: Sequence[VersionState], *, now_s: float, routers: int, bits: in
         bits: 64 random bits of this call.
 
     Returns:
-        The pick; of equals, one by chance.
+        The pick; of those that are about equal, one by chance.
     """
+    ignores_penalties = (bits >> 48) < PROBE_SHARE * 65536
     if len(states) == 1:
         state = states[0]
-        return Pick(state, completion_s(state, now_s, routers=routers), penalty_s(state, now_s))
-    ignores_penalties = (bits >> 48) < PROBE_SHARE * 65536
+        penalty = 0.0 if ignores_penalties else penalty_s(state, now_s)
+        return Pick(state, completion_s(state, now_s, routers=routers), penalty)
     best, best_cost_s, best_predicted_s, best_penalty_s = states[0], math.inf, 0.0, 0.0
     for state in sample(states, bits):
         predicted = completion_s(state, now_s, routers=routers)
@@ -68,7 +73,7 @@ def pick(states: Sequence[VersionState], *, now_s: float, routers: int, bits: in
         since_s = now_s - state.ramps_from_s
         if since_s < RAMP_S:
             cost += predicted * (1.0 / max(LEAST_RAMP, since_s / RAMP_S) - 1.0)
-        if cost < best_cost_s:
+        if cost < best_cost_s * (1.0 - TIE_SHARE):
             best, best_cost_s, best_predicted_s, best_penalty_s = state, cost, predicted, penalty
     return Pick(best, best_predicted_s, best_penalty_s)
 

@@ -18,8 +18,11 @@ PENALTY_DECAY_S = 10.0
 """Time constant of a penalty. It decays by time alone: were it by success, a host that fails every
 second call would keep its share."""
 
-NEGLIGIBLE_PENALTY_S = 0.001
-"""A penalty below this is none."""
+NEGLIGIBLE_PENALTY_S = 0.05
+"""A penalty below this is none: 46 s after a failure a host is as good as any other."""
+
+DOUBT_S = 0.5
+"""A penalty from this on, for 23 s after a failure, makes what only that host can answer the last choice."""
 
 NETWORK_WEIGHT = 0.1
 """Weight of a new observation of a host's network time."""

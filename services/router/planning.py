@@ -55,6 +55,11 @@ class _Look:
     no_host: bool = False
     states: Sequence[VersionState] = ()
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether even its best host failed lately."""
+        return self.pick is not None and self.pick.penalty_s >= scoring.DOUBT_S
+
 
 class Planner:
     """Makes plans from what the book knows."""
@@ -94,8 +99,9 @@ class Planner:
                 call, destination, option, now_s=now_s, remaining_s=remaining_s, bits=bits, excluded=excluded
             )
             looks.append(look)
-            if stops_early and not look.filtered:
+            if stops_early and not look.filtered and not look.doubtful:
                 break
+        _put_off_doubtful(looks)
         choice = choosing.choose(
             destination.route.strategy, [_prospect(look, remaining_s) for look in looks], call.options.prefer
         )
@@ -115,6 +121,7 @@ class Planner:
             self._look(call, destination, option, now_s=now_s, remaining_s=remaining_s, bits=bits, excluded=())
             for option in destination.options
         ]
+        _put_off_doubtful(looks)
         prospects = [_prospect(look, remaining_s) for look in looks]
         choice = choosing.choose(destination.route.strategy, prospects, call.options.prefer)
         scores = (0.0,) * len(looks) if isinstance(choice, choosing.NothingFits) else choice.scores
@@ -199,6 +206,14 @@ class Planner:
             )
             for state, record in zip(look.states, look.option.hosts, strict=True)
         )
+
+
+def _put_off_doubtful(looks: Sequence[_Look]) -> None:
+    """Leave out what only failing hosts can answer, if anything else can: each try there may cost a retry."""
+    if any(not look.filtered and not look.doubtful for look in looks):
+        for look in looks:
+            if not look.filtered and look.doubtful and look.pick is not None:
+                look.filtered = f"{look.pick.state.host.host_id}, its best host, failed lately"
 
 
 def _prospect(look: _Look, remaining_s: float) -> choosing.Prospect:

@@ -367,6 +367,18 @@ async def test_a_retry_prefers_another_candidate_over_failing() -> None:
     assert [attempt.host_id for attempt in decision.attempts] == ["h0", "h1"]
 
 
+async def test_a_better_model_on_a_failing_host_does_not_keep_costing_retries() -> None:
+    world = World(EMBED, [a_host("h0", hosted("large")), a_host("h1", hosted("small"))])
+    world.hosts.fail("h0", HostUnavailable("gone"))
+
+    decisions = [await world.decide(a_call("embed", request_id=str(number))) for number in range(300)]
+
+    assert sum(len(decision.attempts) > 1 for decision in decisions) <= 8  # the first, and probes
+    last = decisions[-1]
+    assert last.version is not None
+    assert last.version.metadata.name == "small"
+
+
 async def test_a_call_that_is_not_idempotent_is_not_sent_twice() -> None:
     world = World(digits(), two_hosts())
     world.hosts.fail("h0", HostUnavailable("gone"))
