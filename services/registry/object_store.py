@@ -30,8 +30,7 @@ TXN_BYTES = 1 << 20
 """Most bytes of a transaction with more than one write; etcd takes 1.5 MiB in a request."""
 
 PARALLEL = 4
-"""Transactions under way at once while many values are read or written."""
-
+"""Transactions under way at once for many values."""
 KEPT_STATES = 8
 """States of older revisions kept in memory; they share their objects."""
 
