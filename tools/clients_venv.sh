@@ -3,7 +3,7 @@
 # Does nothing where it is already as wanted. Prints the path of its Python.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# The last line of the list is its own version: change a pin and the folder is made anew.
+# Change a pin and the folder is made anew.
 pins=(
     "tritonclient[grpc]==2.73.0"
     "grpcio==1.85.1"

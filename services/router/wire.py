@@ -131,11 +131,11 @@ def decision_to(decision: Decision) -> pb.Decision:
         strategy=decision.strategy,
         reason=decision.reason,
         batch_size=decision.batch_size,
-        deadline=duration_to(decision.deadline_s),
         deadline_source=_SOURCES[decision.deadline_source],
         trace_id=decision.trace_id,
         request_id=decision.request_id,
     )
+    _set_duration(message.deadline, decision.deadline_s)
     version, host = decision.version, decision.host
     if version is not None:
         message.model = version.metadata.name
@@ -148,12 +148,13 @@ def decision_to(decision: Decision) -> pb.Decision:
         message.zone = host.zone
     stages = decision.stages
     if stages.total_s is not None:
-        _set_duration(message.stages.choose, stages.choose_s)
-        _set_duration(message.stages.total, stages.total_s)
+        times = message.stages
+        _set_duration(times.choose, stages.choose_s)
+        _set_duration(times.total, stages.total_s)
         if stages.queue_s is not None and stages.compute_s is not None and stages.network_s is not None:
-            _set_duration(message.stages.queue, stages.queue_s)
-            _set_duration(message.stages.compute, stages.compute_s)
-            _set_duration(message.stages.network, stages.network_s)
+            _set_duration(times.queue, stages.queue_s)
+            _set_duration(times.compute, stages.compute_s)
+            _set_duration(times.network, stages.network_s)
     for attempt in decision.attempts:
         _add_attempt(message, attempt)
     for candidate in decision.candidates:
@@ -280,7 +281,10 @@ def _text(value: str | bytes) -> str:
 
 def _set_duration(message: Duration, seconds: float) -> None:
     nanos = int(seconds * 1e9)
-    message.seconds, message.nanos = divmod(nanos, 1_000_000_000)
+    if nanos < 1_000_000_000:
+        message.nanos = nanos
+    else:
+        message.seconds, message.nanos = divmod(nanos, 1_000_000_000)
 
 
 def _add_attempt(message: pb.Decision, attempt: Attempt) -> None:

@@ -1,7 +1,9 @@
 """Third-party clients in a venv of their own: they need another protobuf than the project."""
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,12 @@ RUN_S = 100
 def python() -> Path:
     """The venv's Python; made on the first use, which takes a while."""
     made = subprocess.run(
-        [ROOT / "tools" / "clients_venv.sh"], capture_output=True, text=True, timeout=INSTALL_S, check=False
+        [ROOT / "tools" / "clients_venv.sh"],
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=INSTALL_S,
+        check=False,
     )
     assert made.returncode == 0, f"the clients cannot be installed:\n{made.stderr[-2000:]}"
     return Path(made.stdout.strip().splitlines()[-1])
