@@ -3,6 +3,7 @@
 Owns the format and where other libraries' records go. What is worth a line is decided where it happens.
 """
 
+import contextlib
 import logging
 import sys
 from collections.abc import MutableMapping
@@ -55,7 +56,7 @@ def setup_logging(service: str, instance: str, *, level: str = "info", stream: T
             _render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.WriteLoggerFactory(file=target),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _Enduring(target))),
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
@@ -85,6 +86,21 @@ class _Origin:
         event["trace_id"] = "" if context is None else context.trace_id
         event["span_id"] = "" if context is None else context.span_id
         return event
+
+
+class _Enduring:
+    """A stream whose loss costs lines and nothing else: a log reader that went must not fail a call or a shutdown."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: the stream was closed
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 class _ToStructlog(logging.Handler):

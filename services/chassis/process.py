@@ -90,8 +90,8 @@ class Process:
         """Begin the drain; the first reason is logged, the first non-zero exit code is kept."""
         self.exit_code = self.exit_code or exit_code
         if not self.stopping.is_set():
-            logger().info("stopping", why=why)
             self.stopping.set()
+            logger().info("stopping", why=why)
 
     def give_up(self, line: str) -> None:
         """Begin the drain of a process that could not start; its user reads `line`, and not the drain's."""

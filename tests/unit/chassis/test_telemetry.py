@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -310,3 +311,13 @@ def test_python_warning_becomes_a_line(log: Lines) -> None:
         warnings.warn("old", DeprecationWarning, stacklevel=1)
 
     assert "DeprecationWarning: old" in log.read()[0]["message"]
+
+
+def test_a_log_reader_that_went_costs_the_line_and_nothing_else(log: Lines) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w", buffering=1) as broken:
+        setup_logging("router", "router-0", stream=broken)
+        logger().warning("nobody reads this")
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), write)  # closing flushes once more
