@@ -58,7 +58,7 @@ async def test_a_router_restarted_during_an_outage_serves_from_its_snapshot(tmp_
         before = Load(mesh.addresses.router, callers=2)
         async with before.running():
             pass
-        await until(mesh.layout.router_snapshot.exists, "the router's snapshot")
+        await until(lambda: ready_on_disk(mesh.layout.router_snapshot), "the router's snapshot")
         for part in ("resource-manager", "registry", "etcd", "router"):
             await mesh.kill_part(part)
 

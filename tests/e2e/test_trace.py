@@ -72,7 +72,9 @@ async def test_one_trace_spans_client_router_host_batch_and_compute(tmp_path: Pa
         try:
             running = Yard(mesh)
             async with running.registry() as registry:
-                await registry.Apply(registry_pb2.ApplyRequest(objects=echo_objects(1), reason="test"), timeout=10)
+                # Slow enough that calls gather while a batch runs, on any machine.
+                objects = echo_objects(1, base_ms=30)
+                await registry.Apply(registry_pb2.ApplyRequest(objects=objects, reason="test"), timeout=10)
             await running.wait_ready(1)
             telemetry = Telemetry(service="test", instance="test", otlp_endpoint=address, sample_ratio=0.0)
             async with grpc.aio.insecure_channel(mesh.addresses.router) as channel:

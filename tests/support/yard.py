@@ -19,13 +19,13 @@ MODEL = "echo"
 KEY = model_pb2.ModelKey(model=MODEL, version="1.0.0")
 
 
-def echo_objects(replicas: int) -> list[objects_pb2.Object]:
-    """A model that answers its input, with `replicas`."""
+def echo_objects(replicas: int, *, base_ms: int = 0) -> list[objects_pb2.Object]:
+    """A model that answers its input, with `replicas`; each batch takes `base_ms`."""
     metadata = objects_pb2.Metadata(name=MODEL)
     tensor = model_pb2.TensorSpec(name="x", datatype="INT64", shape=[-1, -1])
     version = objects_pb2.ModelVersionSpec(
         version=KEY.version,
-        backend=objects_pb2.Backend(name="identity"),
+        backend=objects_pb2.Backend(name="identity", options={"base_ms": str(base_ms)}),
         batching=objects_pb2.Batching(max_batch_size=16),
         min_replicas=replicas,
     )
