@@ -27,9 +27,10 @@ async def start_traced_to(address: str, directory: Path) -> Mesh:
     config = MeshConfig(directory, free_base_port(), hosts=1, trace_ratio=0.0, device="cpu", memory_bytes=1 << 30)
     mesh = Mesh(config, find_etcd())
     own = mesh.addresses.collector
-    for name, part in mesh.parts.items():
-        if name != "collector":
-            mesh.parts[name] = replace(part, argv=tuple(address if word == own else word for word in part.argv))
+    mesh.parts = {
+        name: part if name == "collector" else replace(part, argv=tuple(address if a == own else a for a in part.argv))
+        for name, part in mesh.parts.items()
+    }
     await mesh.bring_up()
     return mesh
 
