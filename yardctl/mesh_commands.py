@@ -70,10 +70,14 @@ def up(
 
 async def _up(config: MeshConfig, detach: bool) -> None:
     etcd = find_etcd()
+    mesh = Mesh(config, etcd)
+    # The supervisor checks all of this again, under the lock; here it saves the wait.
+    with locked(mesh.layout):
+        mesh.check()
     if etcd.warning:
         print_warning(etcd.warning)
     if detach:
-        await _up_detached(config)
+        await _up_detached(mesh)
         return
     with UpDisplay() as display:
 
@@ -89,15 +93,11 @@ async def _up(config: MeshConfig, detach: bool) -> None:
     console.out().print("stopped; nothing is left running")
 
 
-async def _up_detached(config: MeshConfig) -> None:
-    mesh = Mesh(config, find_etcd())
-    # The supervisor checks all of this again, under the lock; here it saves the wait.
-    with locked(mesh.layout):
-        mesh.check()
+async def _up_detached(mesh: Mesh) -> None:
     mesh.layout.create()
     read_end, write_end = os.pipe()
     supervisor = processes.start(
-        SUPERVISOR, argv_of(config, write_end), layout=mesh.layout, pass_fds=(write_end,), record=False
+        SUPERVISOR, argv_of(mesh.config, write_end), layout=mesh.layout, pass_fds=(write_end,), record=False
     )
     os.close(write_end)
     loop = asyncio.get_running_loop()
