@@ -255,26 +255,15 @@ class Mesh:
                 )
             await self._clock.sleep(_POLL_S)
 
-    async def stop_part(self, name: str) -> None:
-        """End one part in good order, and wait for its end."""
-        await self._end(name, STOP_WITHIN_S)
-
     async def kill_part(self, name: str) -> None:
         """End one part with SIGKILL, as a crash, and wait for its end."""
-        if (handle := self._handles.get(name)) is not None and handle.poll() is None:
-            handle.kill()
-        await self._end(name, 0.0)
-
-    def signal_part(self, name: str, number: signal.Signals) -> None:
-        """Send a part a signal, such as SIGSTOP."""
-        self._handles[name].send_signal(number)
-
-    async def _end(self, name: str, term_timeout_s: float) -> None:
         handle = self._handles.get(name)
+        if handle is not None and handle.poll() is None:
+            handle.kill()
         record = processes.read_records(self.layout).get(name)
         if record is not None:
             handles = {} if handle is None else {handle.pid: handle}
-            await processes.end([record], clock=self._clock, term_timeout_s=term_timeout_s, handles=handles)
+            await processes.end([record], clock=self._clock, term_timeout_s=0.0, handles=handles)
         if handle is not None:
             handle.wait()
         processes.remove_record(self.layout, name)

@@ -22,6 +22,25 @@ _DEVICES = {
 }
 _DEVICES_TO = {kind: number for number, kind in _DEVICES.items()}
 
+CONTENTS: dict[str, str] = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+"""Field of InferTensorContents by datatype; FP16 and BF16 have none."""
+
+LOAD_KEY = "x-modelyard-load-bin"
+"""Trailing metadata of an Execute that failed: a serialized HostLoad."""
+
 
 def duration_to(seconds: float) -> Duration:
     """A Duration of `seconds`, to the nanosecond."""

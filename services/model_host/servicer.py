@@ -9,7 +9,7 @@ import grpc.aio
 
 from modelyard.host.v1 import host_pb2 as pb
 from modelyard.type.v1 import model_pb2
-from services.chassis.codec import duration_to, key_from, key_to, record_to, state_to
+from services.chassis.codec import LOAD_KEY, duration_to, key_from, key_to, record_to, state_to
 from services.chassis.object_codec import object_from
 from services.chassis.telemetry import current
 from services.domain.clock import Clock
@@ -23,9 +23,6 @@ from services.model_host.lifecycle import Hosted, Lifecycle
 from services.model_host.orders import LoadOrder
 from services.model_host.standing import Standing
 from services.model_host.wire import Schema, Tensors, fill_response, is_raw, tensors_from, wanted_outputs
-
-LOAD_KEY = "x-modelyard-load-bin"
-"""Trailing metadata of an Execute that failed: a serialized HostLoad."""
 
 LARGE_ELEMENTS = 64 * 1024
 """Requests and answers with more elements are converted on a thread, so that the loop stays free."""

@@ -7,26 +7,11 @@ from typing import Any
 import numpy as np
 
 from modelyard.inference.v1 import inference_pb2 as pb
+from services.chassis.codec import CONTENTS
 from services.domain.errors import Fault, InvalidRequest
 from services.domain.model import TensorMeta, TensorSpec, schema_faults
 from services.domain.objects import Model
 from services.model_host.tensors import FLOATS, NUMPY, BadTensor, NDArray, all_finite, from_raw, to_raw
-
-CONTENTS: dict[str, str] = {
-    "BOOL": "bool_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
-    "UINT64": "uint64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-    "BYTES": "bytes_contents",
-}
-"""Field of InferTensorContents by datatype; FP16 and BF16 have none."""
 
 _WIDE = {"INT8": np.int32, "INT16": np.int32, "UINT8": np.uint32, "UINT16": np.uint32}
 """What elements travel as, where that holds more than the datatype does."""

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from modelyard.host.v1 import host_pb2
 from modelyard.type.v1 import resources_pb2
 from services.chassis.channels import call, open_channel
-from services.chassis.codec import load_from, seconds_from
+from services.chassis.codec import LOAD_KEY, load_from, seconds_from
 from services.chassis.errors import status_of
 from services.chassis.telemetry import Telemetry, current
 from services.domain.errors import HostUnavailable, Internal, YardError
@@ -22,9 +22,6 @@ from services.domain.host import HostLoad, HostRecord
 from services.domain.model import ModelKey
 from services.router.frames import Payload, execute_request, key_prefix, open_response
 from services.router.pipeline import AttemptFailed, HostAnswer
-
-LOAD_KEY = "x-modelyard-load-bin"
-"""Trailing metadata in which a host says its load with an error."""
 
 CLOSE_GRACE_S = 300.0
 """How long calls to a host that is not listed any more may still take; the longest default of a route."""

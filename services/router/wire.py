@@ -7,7 +7,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 
 from modelyard.inference.v1 import inference_pb2 as pb
-from services.chassis.codec import duration_to
+from services.chassis.codec import CONTENTS, duration_to
 from services.chassis.errors import status_of
 from services.domain.errors import Fault, InvalidRequest
 from services.domain.model import TensorMeta
@@ -34,20 +34,6 @@ LONGEST_ID = 256
 _READ_KEYS = frozenset({ROUTE_KEY, REQUEST_ID_KEY, *NAME_KEYS})
 _NO_WISHES = RouteOptions()
 
-_TYPED_FIELD = {
-    "BOOL": "bool_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
-    "UINT64": "uint64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-    "BYTES": "bytes_contents",
-}
 
 _PREFERENCES = {
     pb.PREFERENCE_UNSPECIFIED: Preference.BALANCED,
@@ -198,7 +184,7 @@ def _inputs(received: Received, faults: list[Fault], *, dry: bool) -> tuple[Tens
 def _typed(tensor: pb.InferRequest.InferInputTensor, *, dry: bool) -> TensorMeta:
     if not tensor.HasField("contents"):
         return TensorMeta(tensor.name, tensor.datatype, tuple(tensor.shape), None, None if dry else 0)
-    field = _TYPED_FIELD.get(tensor.datatype)
+    field = CONTENTS.get(tensor.datatype)
     count = 0 if field is None else len(getattr(tensor.contents, field))
     return TensorMeta(tensor.name, tensor.datatype, tuple(tensor.shape), None, count)
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from modelyard.inference.v1 import inference_pb2 as pb
+from services.chassis.codec import CONTENTS
 from services.domain.errors import InvalidRequest
 from services.domain.model import TensorSpec
 from services.domain.objects import Metadata, Model
@@ -22,7 +23,7 @@ from services.model_host.tensors import (
     to_raw,
     zeros,
 )
-from services.model_host.wire import CONTENTS, Schema, fill_response, is_raw, tensors_from, wanted_outputs
+from services.model_host.wire import Schema, fill_response, is_raw, tensors_from, wanted_outputs
 
 
 def schema_of(*inputs: TensorSpec, batch: int = 32, outputs: tuple[TensorSpec, ...] = ()) -> Schema:
