@@ -63,9 +63,18 @@ test-chaos: ## Faults
 test-e2e: ## The whole mesh and third-party clients
 	$(PYTEST) tests/e2e
 
-.PHONY: bench
-bench: setup ## Measure the hot path beside a bare two-hop echo; writes benchmarks/README.md
-	$(BIN)/python -m benchmarks.hot_path
+.PHONY: bench bench-quick bench-guard soak
+bench: setup ## Measure the mesh beside bare gRPC and Envoy; writes benchmarks/README.md, last.json, hot_path.svg
+	@tools/bench_tools.sh && $(BIN)/python -m benchmarks.hot_path
+
+bench-quick: setup ## The figures by name in under a minute; writes into build/bench
+	@tools/bench_tools.sh && $(BIN)/python -m benchmarks.hot_path --quick
+
+bench-guard: setup ## Compare the ratios of a quick run with benchmarks/last.json; fails on a regression
+	@tools/bench_tools.sh && $(BIN)/python -m benchmarks.guard
+
+soak: setup ## A million requests, a tenth cancelled: what memory and descriptors do
+	@tools/bench_tools.sh && $(BIN)/python -m benchmarks.soak
 
 .PHONY: lock
 lock: ## Write requirements.lock anew from pyproject.toml
