@@ -77,6 +77,8 @@ class MeshConfig:
     device: DeviceChoice = "auto"
     memory_bytes: int = 0
     """What models may take on each host of the first pool; 0 is a share of the machine's."""
+    router_flags: tuple[str, ...] = ()
+    """Further settings of the router, as on its command line."""
 
 
 class Mesh:
@@ -94,7 +96,11 @@ class Mesh:
         self.layout = Layout.of(config.directory)
         self.addresses = Addresses.from_base(config.base_port)
         self.parts: Mapping[str, Part] = parts_of(
-            self.layout, self.addresses, etcd=etcd.path, trace_ratio=config.trace_ratio
+            self.layout,
+            self.addresses,
+            etcd=etcd.path,
+            trace_ratio=config.trace_ratio,
+            router_flags=config.router_flags,
         )
         self._clock = clock
         self._handles: dict[str, subprocess.Popen[bytes]] = {}
@@ -109,13 +115,14 @@ class Mesh:
         trace_ratio: float = 0.01,
         device: DeviceChoice = "cpu",
         memory_bytes: int = 0,
+        router_flags: tuple[str, ...] = (),
     ) -> Self:
         """Start a mesh and wait until all of it serves. What was started is ended again if it fails.
 
         Raises:
             CommandError: It cannot be started; the message says why.
         """
-        config = MeshConfig(directory, base_port, hosts, trace_ratio, device, memory_bytes)
+        config = MeshConfig(directory, base_port, hosts, trace_ratio, device, memory_bytes, router_flags)
         mesh = cls(config, find_etcd())
         try:
             await mesh.bring_up()

@@ -4,7 +4,7 @@ Hosts are not among them: the resource manager starts those.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -57,7 +57,13 @@ def port_of(address: str) -> int:
 
 
 def parts_of(
-    layout: Layout, addresses: Addresses, *, etcd: Path, trace_ratio: float, python: str = sys.executable
+    layout: Layout,
+    addresses: Addresses,
+    *,
+    etcd: Path,
+    trace_ratio: float,
+    router_flags: Sequence[str] = (),
+    python: str = sys.executable,
 ) -> dict[str, Part]:
     """Every part by name, in the order of their start.
 
@@ -66,6 +72,7 @@ def parts_of(
         addresses: Where each serves.
         etcd: Path of the etcd binary.
         trace_ratio: Share of calls without a trace of their own that begin one.
+        router_flags: Further settings of the router.
         python: The interpreter that runs the services.
     """
 
@@ -117,6 +124,7 @@ def parts_of(
         addresses.router,
         *("--registry", addresses.registry),
         *("--snapshot", str(layout.router_snapshot)),
+        *router_flags,
     )
     return {part.name: part for part in (etcd_part, collector, registry, resource_manager, router)}
 

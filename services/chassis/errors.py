@@ -1,7 +1,8 @@
 """The error table: which gRPC status each domain error becomes, and back again.
 
-Owns the mapping and the rich status (`google.rpc.ErrorInfo`, `BadRequest`, `RetryInfo`) that
-travels with it. Decides nothing about retries: that is `policy/retrying.py`.
+Owns the mapping, the rich status (`google.rpc.ErrorInfo`, `BadRequest`, `RetryInfo`) that travels with it,
+and the `Failure` that stands for both where many calls share a stream. Decides nothing about retries: that
+is `policy/retrying.py`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
+from modelyard.type.v1 import error_pb2
 from services.domain import errors as domain
 from services.domain.errors import Fault, YardError
 
@@ -60,6 +62,10 @@ DETAILS_BYTES = 3072
 metadata that both sides accept, and leaves room for what a servicer adds."""
 
 _CLASS_OF_REASON: dict[str, type[YardError]] = {cls.reason: cls for cls in STATUS_OF}
+
+_REASON_PREFIX = "ERROR_REASON_"
+
+_STATUS_OF_NUMBER: dict[int, grpc.StatusCode] = {status.value[0]: status for status in grpc.StatusCode}
 
 _CLASS_OF_STATUS: dict[grpc.StatusCode, type[YardError]] = {
     grpc.StatusCode.UNAVAILABLE: domain.HostUnavailable,
@@ -158,6 +164,35 @@ def from_rpc_error(error: grpc.aio.AioRpcError | grpc.RpcError) -> YardError:
     if cls is None:
         cls, message = _by_status(call.code(), message)
     return cls(message, retry_after_s=retry_after_s, faults=faults, metadata=metadata)
+
+
+def failure_to(error: YardError) -> error_pb2.Failure:
+    """What a call of a stream is told of `error`; cut like a status, so that both say the same."""
+    internal = error.reason == domain.Internal.reason
+    failure = error_pb2.Failure(
+        code=status_of(error).value[0],
+        message=INTERNAL_TEXT if internal else _cut(error.message, MESSAGE_BYTES),
+        reason=error_pb2.ErrorReason.Value(_REASON_PREFIX + error.reason),
+        metadata=error.metadata,
+    )
+    if error.retry_after_s is not None:
+        failure.retry_after.CopyFrom(_duration(error.retry_after_s))
+    for violation in _violations(error.faults, DETAILS_BYTES).field_violations:
+        failure.field_violations.add(field=violation.field, description=violation.description)
+    return failure
+
+
+def failure_from(failure: error_pb2.Failure) -> YardError:
+    """The domain error that `failure` was sent as; one of a later contract becomes the nearest class for its code."""
+    retry = failure.retry_after
+    retry_after_s = retry.seconds + retry.nanos * 1e-9 if failure.HasField("retry_after") else None
+    faults = tuple(Fault(violation.field, violation.description) for violation in failure.field_violations)
+    known = failure.reason in error_pb2.ErrorReason.values()
+    name = error_pb2.ErrorReason.Name(failure.reason).removeprefix(_REASON_PREFIX) if known else ""
+    cls, message = _CLASS_OF_REASON.get(name), failure.message
+    if cls is None:
+        cls, message = _by_status(_STATUS_OF_NUMBER.get(failure.code, grpc.StatusCode.UNKNOWN), message)
+    return cls(message, retry_after_s=retry_after_s, faults=faults, metadata=dict(failure.metadata))
 
 
 def _by_status(code: grpc.StatusCode, message: str) -> tuple[type[YardError], str]:

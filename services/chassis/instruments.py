@@ -4,6 +4,7 @@ Labels have few values; no name that a caller invents becomes one. Where a call 
 what `labels()` returns: looking it up costs eight times the count itself.
 """
 
+import enum
 import errno
 from collections.abc import Callable
 
@@ -19,6 +20,7 @@ from prometheus_client import (
     start_http_server,
 )
 
+from services.chassis.hot_metrics import HotCounter, HotHistogram
 from services.domain.clock import Clock
 
 REGISTRY = CollectorRegistry()
@@ -49,12 +51,13 @@ class MetricsPortInUse(OSError):
     """Something else listens on the metrics port."""
 
 
-def serve_metrics(port: int, host: str = "127.0.0.1") -> Callable[[], None]:
+def serve_metrics(port: int, host: str = "127.0.0.1", *, registry: CollectorRegistry = REGISTRY) -> Callable[[], None]:
     """Serve every metric over HTTP, from a thread.
 
     Args:
         port: TCP port; 0 serves nothing.
         host: Address to bind to.
+        registry: What to serve.
 
     Returns:
         What stops it, and waits until the port is free.
@@ -65,7 +68,7 @@ def serve_metrics(port: int, host: str = "127.0.0.1") -> Callable[[], None]:
     if port == 0:
         return lambda: None
     try:
-        server, thread = start_http_server(port, host, registry=REGISTRY)
+        server, thread = start_http_server(port, host, registry=registry)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
@@ -119,7 +122,7 @@ EVENT_LOOP_LAG = Gauge(
 EVENT_LOOP_STALLS = Counter(
     "modelyard_event_loop_stalls_total", "Times the event loop was seen 50 ms late or more.", registry=REGISTRY
 )
-RPC_SERVER_DURATION = Histogram(
+RPC_SERVER_DURATION = HotHistogram(
     "modelyard_rpc_server_duration_seconds",
     "Time from a call's arrival to its end, by its status.",
     ["service", "method", "status"],
@@ -145,33 +148,37 @@ LEADING = Gauge("modelyard_leading", "1 while this process leads the election.",
 
 # --- router ------------------------------------------------------------------------------------
 
-ROUTER_REQUESTS = Counter(
+ROUTER_REQUESTS = HotCounter(
     "modelyard_router_requests_total",
     "Calls answered, by what served them and how they ended.",
     ["route", "model", "version", "outcome"],
     registry=REGISTRY,
 )
-ROUTER_REQUEST_DURATION = Histogram(
+ROUTER_REQUEST_DURATION = HotHistogram(
     "modelyard_router_request_duration_seconds",
     "Time from a call's arrival to its answer, by route.",
     ["route"],
     buckets=LATENCY_BUCKETS_S,
     registry=REGISTRY,
 )
-ROUTER_ATTEMPTS = Counter(
+ROUTER_ATTEMPTS = HotCounter(
     "modelyard_router_attempts_total", "Tries on hosts, by how they ended.", ["host", "status"], registry=REGISTRY
 )
-ROUTER_DECISION_SECONDS = Histogram(
+ROUTER_DECISION_SECONDS = HotHistogram(
     "modelyard_router_decision_seconds",
     "Time to choose model, version and host.",
     buckets=STAGE_BUCKETS_S,
     registry=REGISTRY,
-)
+).labels()
 ROUTER_SNAPSHOT_REVISION = Gauge(
     "modelyard_router_snapshot_revision", "Registry revision the router routes by.", registry=REGISTRY
 )
 ROUTER_SNAPSHOT_AGE = Gauge(
     "modelyard_router_snapshot_age_seconds", "Time since the registry was last heard.", registry=REGISTRY
+)
+ROUTER_WORKERS = Gauge("modelyard_router_workers", "Worker processes that serve now.", registry=REGISTRY)
+ROUTER_WORKER_RESTARTS = Counter(
+    "modelyard_router_worker_restarts_total", "Worker processes that ended and were started again.", registry=REGISTRY
 )
 
 # --- registry ----------------------------------------------------------------------------------
@@ -208,17 +215,17 @@ MANAGER_REGISTRY_TRUSTED = Gauge(
 HOST_QUEUE_DEPTH = Gauge(
     "modelyard_host_queue_depth", "Requests that wait for a batch.", ["model", "version"], registry=REGISTRY
 )
-HOST_BATCH_SIZE = Histogram(
+HOST_BATCH_SIZE = HotHistogram(
     "modelyard_host_batch_size", "Requests in a batch.", ["model", "version"], buckets=BATCH_BUCKETS, registry=REGISTRY
 )
-HOST_COMPUTE_SECONDS = Histogram(
+HOST_COMPUTE_SECONDS = HotHistogram(
     "modelyard_host_compute_seconds",
     "Time the device computed one batch.",
     ["model", "version"],
     buckets=LATENCY_BUCKETS_S,
     registry=REGISTRY,
 )
-HOST_QUEUE_SECONDS = Histogram(
+HOST_QUEUE_SECONDS = HotHistogram(
     "modelyard_host_queue_seconds",
     "Time a request waited before its batch was computed.",
     ["model", "version"],
@@ -242,3 +249,32 @@ HOST_DROPPED = Counter(
     ["model", "cause"],
     registry=REGISTRY,
 )
+
+# --- merging -----------------------------------------------------------------------------------
+
+
+class GaugeMerge(enum.Enum):
+    """What several workers' values of one gauge are together."""
+
+    SUM = enum.auto()
+    MAX = enum.auto()
+    MIN = enum.auto()
+
+
+GAUGE_MERGE: dict[str, GaugeMerge] = {
+    "modelyard_event_loop_lag_seconds": GaugeMerge.MAX,
+    "modelyard_rpc_server_active_calls": GaugeMerge.SUM,
+    "modelyard_leading": GaugeMerge.MAX,
+    "modelyard_router_snapshot_revision": GaugeMerge.MIN,  # every worker routes by at least this one
+    "modelyard_router_snapshot_age_seconds": GaugeMerge.MAX,
+    "modelyard_router_workers": GaugeMerge.SUM,
+    "modelyard_registry_head_revision": GaugeMerge.MAX,
+    "modelyard_registry_watchers": GaugeMerge.SUM,
+    "modelyard_registry_leases": GaugeMerge.SUM,
+    "modelyard_manager_unplaced_replicas": GaugeMerge.MAX,
+    "modelyard_manager_registry_trusted": GaugeMerge.MIN,
+    "modelyard_host_queue_depth": GaugeMerge.SUM,
+    "modelyard_host_models": GaugeMerge.SUM,
+    "modelyard_host_memory_bytes": GaugeMerge.SUM,
+}
+"""How every gauge is merged over workers of one service; counters and histograms add."""

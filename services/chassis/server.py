@@ -4,8 +4,7 @@ import contextlib
 import errno
 import ipaddress
 import socket
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
 from enum import Enum, auto
 
 import grpc
@@ -18,7 +17,8 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection, reflection_pb2  # type: ignore[import-untyped]
 
-from services.chassis.channels import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
+from services.chassis import engines
+from services.chassis.engines import DEFAULT_LIMITS, Engine, EngineName, ServerLimits
 from services.chassis.handlers import CallRules, Streams, handler_of
 from services.chassis.health import OVERALL, Health
 from services.chassis.reflection import Pools
@@ -35,28 +35,6 @@ class DeadlineRule(Enum):
     """For the public: the service applies its default."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServerLimits:
-    """What one caller can take of a server."""
-
-    max_message_bytes: int = MAX_MESSAGE_BYTES
-    """Largest message, in and out; over it, RESOURCE_EXHAUSTED."""
-    max_metadata_bytes: int = MAX_METADATA_BYTES
-    """Largest metadata of one call."""
-    max_concurrent_streams: int = 256
-    """Calls at once on one connection; further ones wait at the caller."""
-    max_connection_idle_s: float = 300.0
-    """A connection without calls is closed after this long."""
-    max_connection_age_s: float = 600.0
-    """A connection is told to go after this long, give or take a tenth (gRPC spreads it); it bounds
-    how long a revoked caller stays, and levels load over new replicas."""
-    max_connection_age_grace_s: float = 60.0
-    """Calls on such a connection may take this much longer. Streams are cut, and resume."""
-    keepalive_s: float = 10.0
-    """How often a silent caller is pinged; one that does not answer for half of it is dropped."""
-
-
-DEFAULT_LIMITS = ServerLimits()
 _CLOCK = SystemClock()
 
 
@@ -78,6 +56,8 @@ class Server:
         telemetry: Telemetry,
         limits: ServerLimits = DEFAULT_LIMITS,
         insecure: bool = False,
+        reuse_port: bool = False,
+        engine: EngineName = "aio",
         clock: Clock = _CLOCK,
     ) -> None:
         """Keep what `start` needs.
@@ -87,18 +67,22 @@ class Server:
             telemetry: Where spans of calls go.
             limits: What one caller can take.
             insecure: Allow an address that other machines reach, although nothing is encrypted.
+            reuse_port: Share the address with other workers of this service (`chassis.workers`).
+            engine: What speaks HTTP/2 under it.
             clock: Measures how long calls take.
         """
+        self._engine_name = engine
         self._address = address
         self._telemetry = telemetry
         self._limits = limits
         self._insecure = insecure
+        self._reuse_port = reuse_port
         self._clock = clock
         self._health = Health()
         self._endless = Streams()
         self._handlers: dict[str, dict[str, grpc.RpcMethodHandler[object, object]]] = {}
         self._pools: list[DescriptorPool] = []
-        self._server: grpc.aio.Server | None = None
+        self._engine: Engine | None = None
         self._draining = False
 
     @property
@@ -133,7 +117,7 @@ class Server:
             TypeError: `servicer` lacks a method, or `endless` names one that does not stream.
             RuntimeError: The server has started.
         """
-        if self._server is not None:
+        if self._engine is not None:
             raise RuntimeError("services are added before the server starts")
         rules = CallRules(self._telemetry, self._clock, deadline is DeadlineRule.REQUIRED, True)
         self._add(service, servicer, rules, name=name or service.full_name, messages=messages or {}, endless=endless)
@@ -184,20 +168,27 @@ class Server:
                 f"protobuf runs on its {api_implementation.Type()!r} backend; unset "
                 "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION or install a wheel of protobuf with upb"
             )
-        _check_address(self._address, insecure=self._insecure)
+        check_address(self._address, insecure=self._insecure, shared=self._reuse_port)
         self._add_own()
-        server = grpc.aio.server(options=self._options())
-        for name, handlers in self._handlers.items():
-            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
-            server.add_registered_method_handlers(name, handlers)
+        engine = engines.make(
+            self._engine_name,
+            self._address,
+            self._limits,
+            loopback=is_loopback(self._address),
+            reuse_port=self._reuse_port,
+        )
         try:
-            port = server.add_insecure_port(self._address)
+            port = await engine.start(self._handlers)
         except RuntimeError as error:
-            raise _in_use(self._address) from error
-        await server.start()
-        self._server = server
+            raise port_in_use(self._address) from error
+        self._engine = engine
         self._health.set(OVERALL, True)
         return port
+
+    @property
+    def engine(self) -> str:
+        """Name of the engine that serves; empty before the start."""
+        return "" if self._engine is None else self._engine.name
 
     def _add_own(self) -> None:
         """Health and reflection: watched by tools that send no deadline and start no traces."""
@@ -210,61 +201,58 @@ class Server:
         self._add(health, self._health, rules, name=health.full_name, messages={}, endless=("Watch",))
         self._add(services, reflector, rules, name=services.full_name, messages={}, endless=("ServerReflectionInfo",))
 
-    def _options(self) -> list[tuple[str, int]]:
-        limits = self._limits
-        return [
-            ("grpc.so_reuseport", 0),
-            ("grpc.max_send_message_length", limits.max_message_bytes),
-            ("grpc.max_receive_message_length", limits.max_message_bytes),
-            ("grpc.max_metadata_size", limits.max_metadata_bytes),
-            ("grpc.absolute_max_metadata_size", 2 * limits.max_metadata_bytes),
-            ("grpc.max_concurrent_streams", limits.max_concurrent_streams),
-            ("grpc.max_connection_idle_ms", round(limits.max_connection_idle_s * 1e3)),
-            ("grpc.max_connection_age_ms", round(limits.max_connection_age_s * 1e3)),
-            ("grpc.max_connection_age_grace_ms", round(limits.max_connection_age_grace_s * 1e3)),
-            ("grpc.keepalive_time_ms", round(limits.keepalive_s * 1e3)),
-            ("grpc.keepalive_timeout_ms", round(limits.keepalive_s * 500)),
-            ("grpc.http2.ping_timeout_ms", round(limits.keepalive_s * 500)),
-            ("grpc.keepalive_permit_without_calls", 1),
-            # Callers ping every second, which the defaults take for abuse.
-            ("grpc.http2.min_ping_interval_without_data_ms", 500),
-            ("grpc.http2.max_ping_strikes", 0),
-        ]
-
     def set_serving(self, service: str, serving: bool) -> None:
         """Say whether a service, or a model by its name, takes calls; "" is the whole process."""
         self._health.set(service, serving)
 
-    async def drain(self, *, lame_duck_s: float = 0.5, grace_s: float = 10.0) -> None:
+    async def drain(
+        self, *, lame_duck_s: float = 0.5, grace_s: float = 10.0, wind_down: Callable[[], None] | None = None
+    ) -> None:
         """Stop without losing a call.
 
         Args:
             lame_duck_s: Seconds to go on serving after health says NOT_SERVING, for callers to notice.
             grace_s: Seconds that calls in progress may take afterwards; what is left is cancelled.
+            wind_down: Called between the two: for streams that end by themselves once their own calls have.
         """
         self._draining = True
         self._health.stop()
-        if self._server is None:
+        if self._engine is None:
             return
         await self._clock.sleep(lame_duck_s)
         self._endless.end()
-        await self._server.stop(grace_s)
+        if wind_down is not None:
+            wind_down()
+        await self._engine.stop(grace_s)
 
 
-def _check_address(address: str, *, insecure: bool) -> None:
-    """Refuse what should or can not be bound, in words; gRPC itself only says that it failed."""
+def check_address(address: str, *, insecure: bool, shared: bool = False) -> None:
+    """Refuse what should or can not be bound, in words; gRPC itself only says that it failed.
+
+    Args:
+        address: `HOST:PORT`, or `unix:PATH`.
+        insecure: Allow an address that other machines reach.
+        shared: Others may listen there already: its port need not be free.
+
+    Raises:
+        PortInUse: Another process listens there.
+        UnsafeAddress: Other machines reach it, and `insecure` was not given.
+        OSError: It cannot be bound.
+    """
     if address.startswith("unix:"):
         return
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     if not host or not port.isdecimal():
         raise OSError(errno.EINVAL, f"{address!r} is not HOST:PORT; change --address")
-    if not insecure and not _is_loopback(host):
+    if not insecure and not is_loopback(address):
         raise UnsafeAddress(
             errno.EACCES,
             f"{address} can be reached from other machines, without encryption or authentication; "
             "use 127.0.0.1, or say --insecure",
         )
+    if shared:
+        return
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
         with contextlib.closing(socket.socket(family, kind, protocol)) as probe:
@@ -272,11 +260,15 @@ def _check_address(address: str, *, insecure: bool) -> None:
             probe.bind(where)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise _in_use(address) from None
+            raise port_in_use(address) from None
         raise OSError(error.errno, f"cannot listen on {address}: {error.strerror}; change --address") from None
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches `HOST:PORT` or `unix:PATH`."""
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
     if host == "localhost":
         return True
     try:
@@ -285,7 +277,8 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _in_use(address: str) -> PortInUse:
+def port_in_use(address: str) -> PortInUse:
+    """The error for an address that is taken, with what to do about it."""
     return PortInUse(
         errno.EADDRINUSE,
         f"{address} is in use: stop what listens there, or choose another --address (a whole mesh: --base-port)",

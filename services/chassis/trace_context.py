@@ -8,7 +8,7 @@ import random
 import re
 from collections.abc import Iterable
 from contextvars import ContextVar, Token
-from dataclasses import dataclass
+from typing import NamedTuple
 
 MAX_TRACESTATE_CHARS = 512
 """W3C Trace Context 3.3.1.1 asks for at least this much to be carried; more is dropped whole."""
@@ -30,8 +30,7 @@ _NO_TRACE = "0" * 32
 _NO_SPAN = "0" * 16
 
 
-@dataclass(frozen=True, slots=True)
-class TraceContext:
+class TraceContext(NamedTuple):
     """Where in which trace the current work stands."""
 
     trace_id: str
@@ -76,20 +75,28 @@ class TraceContext:
                 baggages.append(value)
         if traceparent is None:
             return None
+        return cls.from_headers(
+            traceparent,
+            _tracestate(tracestates) if tracestates else "",
+            _baggage(baggages) if baggages else "",
+        )
+
+    @classmethod
+    def from_headers(cls, traceparent: str, tracestate: str = "", baggage: str = "") -> "TraceContext | None":
+        """The context that the headers of another part of the mesh carry; None if `traceparent` is malformed or empty.
+
+        Args:
+            traceparent: As W3C Trace Context 3.2 has it.
+            tracestate: A valid list, or nothing.
+            baggage: A valid list, or nothing.
+        """
         match = _TRACEPARENT.fullmatch(traceparent.strip())
         if match is None:
             return None
         version, trace_id, span_id, flags, rest = match.groups()
         if version == "ff" or (version == "00" and rest) or trace_id == _NO_TRACE or span_id == _NO_SPAN:
             return None
-        sampled = bool(int(flags, 16) & 1)
-        return cls(
-            trace_id,
-            span_id,
-            sampled,
-            _tracestate(tracestates) if tracestates else "",
-            _baggage(baggages) if baggages else "",
-        )
+        return cls(trace_id, span_id, bool(int(flags, 16) & 1), tracestate, baggage)
 
     @property
     def traceparent(self) -> str:

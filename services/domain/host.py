@@ -2,6 +2,7 @@
 
 import enum
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from services.domain.model import ModelKey, ModelState
 
@@ -56,8 +57,7 @@ class HostRecord:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class ModelLoad:
+class ModelLoad(NamedTuple):
     """Load of one version on one host: t(b) = base_s + per_item_s * b."""
 
     key: ModelKey
@@ -68,8 +68,7 @@ class ModelLoad:
     per_item_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class HostLoad:
+class HostLoad(NamedTuple):
     """Load of one host at `sequence`; an older report is ignored."""
 
     host_id: str

@@ -4,6 +4,7 @@ import enum
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from services.domain.errors import Fault
 
@@ -35,8 +36,7 @@ MAX_ELEMENTS = 1 << 31
 """Most elements of a tensor; beyond it no message could hold them."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ModelKey:
+class ModelKey(NamedTuple):
     """One version of one model."""
 
     model: str
@@ -67,8 +67,7 @@ class TensorSpec:
     allow_non_finite: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class TensorMeta:
+class TensorMeta(NamedTuple):
     """What a request says of one tensor, without its elements.
 
     Exactly one of `raw_bytes` and `typed_count` is set, or neither where only a

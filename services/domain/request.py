@@ -1,7 +1,8 @@
 """One call as the decisions see it: names, shapes and wishes. The payload stays opaque."""
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from services.domain.model import TensorMeta
 
@@ -27,8 +28,7 @@ class RouteOptions:
     explain: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class InferCall:
+class InferCall(NamedTuple):
     """One inference to be routed."""
 
     name: str
@@ -41,5 +41,5 @@ class InferCall:
     timeout_s: float | None
     """The request parameter `timeout`, a queueing bound; None if there is none."""
     trace_id: str
-    payload: object = field(repr=False)
+    payload: object
     """The caller's message, never looked into by a decision."""

@@ -15,6 +15,7 @@ from services.model_host.artifacts import ArtifactStore
 from services.model_host.batch_queue import BatchQueue
 from services.model_host.config import Config
 from services.model_host.device import ComputeDevice, choose
+from services.model_host.dispatching import Dispatching
 from services.model_host.executor import Executor
 from services.model_host.lane import Step
 from services.model_host.lifecycle import Lifecycle
@@ -79,6 +80,7 @@ class Host:
         )
         self.server = Server(address=config.address, telemetry=self.telemetry, insecure=config.insecure)
         self.reporter: LoadReporter | None = None
+        self.dispatching: Dispatching | None = None
         self._device = device
         self._clock = clock
         self._known_models: set[str] = set()
@@ -138,7 +140,8 @@ class Host:
     async def end(self) -> None:
         """Say that the host ends, go on for the lame-duck time, and finish what came."""
         self.lifecycle.announce_end()
-        await self.server.drain(lame_duck_s=LAME_DUCK_S, grace_s=GRACE_S)
+        wind_down = None if self.dispatching is None else self.dispatching.wind_down
+        await self.server.drain(lame_duck_s=LAME_DUCK_S, grace_s=GRACE_S, wind_down=wind_down)
 
     async def _drain(self) -> None:
         await self.lifecycle.finish()
@@ -171,9 +174,18 @@ async def start(config: Config, process: Process) -> None:
         trusts_artifacts=config.trusts_artifacts,
     )
     standing = Standing(record=record, lifecycle=host.lifecycle, executor=host.executor, clock=clock)
+    host.dispatching = Dispatching(
+        lifecycle=host.lifecycle,
+        queue=host.queue,
+        standing=standing,
+        telemetry=host.telemetry,
+        clock=clock,
+        reserve_s=config.reserve_s,
+    )
     servicer = ModelHostServicer(
         lifecycle=host.lifecycle,
         queue=host.queue,
+        dispatching=host.dispatching,
         standing=standing,
         clock=clock,
         reserve_s=config.reserve_s,

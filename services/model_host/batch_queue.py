@@ -13,7 +13,7 @@ from services.domain import errors
 from services.domain.clock import Clock
 from services.domain.errors import Overloaded, YardError
 from services.domain.model import ModelKey
-from services.model_host.lane import CEILING_S, Answer, Call, Lane, LaneStatistics, Step
+from services.model_host.lane import CEILING_S, Answer, Call, Lane, LaneStatistics, Reply, Step
 from services.model_host.lateness import late_now, too_busy, too_late
 from services.policy.batch_times import ServiceTimes
 from services.policy.batching import predicted_wait_s
@@ -141,31 +141,49 @@ class BatchQueue:
         """Whether nothing waits or runs."""
         return not self._busy and not self._running
 
-    async def submit(self, lane: Lane, call: Call) -> Answer:
-        """Wait for the call's turn and its answer.
-
-        Cancelling takes it out of the queue; what computes already is not stopped.
+    def enter(self, lane: Lane, call: Call, reply: Reply) -> None:
+        """Put the call into the queue; `reply` is told what becomes of it, once, on the event loop.
 
         Raises:
             BudgetExhausted: Its deadline does not cover its own compute time.
-            Overloaded: The queue is full, what waits before it takes too long, or the device ran out of memory.
-            ModelFailed: The model failed on it.
+            Overloaded: The queue is full, or what waits before it takes too long.
             ModelNotReady: The lane is closed.
             HostUnavailable: The device broke.
         """
         call.arrived_s = now_s = self._clock.now_s()
         self._admit(lane, call, now_s)
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        call.answer = answer
+        call.reply = reply
         lane.add(call)
         self._queued_bytes += call.payload_bytes
         self._busy[lane] = None
         self._schedule()
+
+    def abandon(self, lane: Lane, call: Call) -> None:
+        """Nobody waits for `call` any more: out of the queue, unless it computes already, which is not stopped."""
+        call.abandoned = True
+        if not lane.discard(call):
+            return
+        self._queued_bytes -= call.payload_bytes
+        lane.statistics.dropped += 1
+        self._observer.call_dropped(lane.key, "cancelled")
+        if not lane.waiting:
+            del self._busy[lane]
+            self._settle(lane)
+
+    async def submit(self, lane: Lane, call: Call) -> Answer:
+        """Wait for the call's turn and its answer. Cancelling abandons it.
+
+        Raises:
+            YardError: What `enter` raises; or `Overloaded`, the device ran out of memory; `ModelFailed`, the model
+                failed on it; `BudgetExhausted`, it waited until it was too late; `HostUnavailable`, the device broke.
+        """
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.enter(lane, call, answer)
         try:
             return await answer
         finally:
             if answer.cancelled():
-                self._abandon(lane, call)
+                self.abandon(lane, call)
 
     async def run(self) -> None:
         """Serve the lanes, until cancelled; then what waits or runs fails as draining.
@@ -344,13 +362,14 @@ class BatchQueue:
                 self._fail(lane, call, outcome)
                 continue
             computed = True
-            assert call.answer is not None
-            if not call.answer.done():
+            reply = call.reply
+            assert reply is not None
+            if not reply.done():
                 queue_s = max(0.0, step.started_s - call.arrived_s)
                 statistics.success += 1
                 statistics.queue_s += queue_s
                 statistics.compute_s += step.compute_s
-                call.answer.set_result(Answer(outcome, queue_s, step.compute_s, size))
+                reply.set_result(Answer(outcome, queue_s, step.compute_s, size))
         if computed:
             lane.learn(step)
             self._observer.step_done(lane.key, step)
@@ -360,8 +379,8 @@ class BatchQueue:
         self._stopped = self._stopped or error
         lanes = list(self._busy)
         for call in (*self._running, *(call for lane in lanes for call in lane.waiting)):
-            if call.answer is not None and not call.answer.done():
-                call.answer.set_exception(error)
+            if call.reply is not None and not call.reply.done():
+                call.reply.set_exception(error)
         if self._pausing is not None:
             self._pausing.cancel()
         self._busy.clear()
@@ -375,23 +394,12 @@ class BatchQueue:
         if lane.closed and lane.idle and lane.empty is not None and not lane.empty.done():
             lane.empty.set_result(None)
 
-    def _abandon(self, lane: Lane, call: Call) -> None:
-        """Nobody waits for `call` any more: out of the queue, unless it computes already."""
-        call.abandoned = True
-        if not lane.discard(call):
-            return
-        self._queued_bytes -= call.payload_bytes
-        lane.statistics.dropped += 1
-        self._observer.call_dropped(lane.key, "cancelled")
-        if not lane.waiting:
-            del self._busy[lane]
-            self._settle(lane)
-
     def _fail(self, lane: Lane, call: Call, error: YardError, *, failed: bool = False) -> None:
-        if call.answer is None or call.answer.done():
+        reply = call.reply
+        if reply is None or reply.done():
             return
         if failed or not isinstance(error, (Overloaded, errors.BudgetExhausted)):
             lane.statistics.failure += 1
         else:
             self._dropped(lane, "deadline", error)
-        call.answer.set_exception(error)
+        reply.set_exception(error)

@@ -5,6 +5,7 @@ from bisect import bisect_right, insort
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
+from typing import NamedTuple, Protocol
 
 from services.domain.host import ModelLoad
 from services.domain.model import ModelKey
@@ -21,6 +22,22 @@ CEILING_S = 60.0
 """After running out of memory the cap stays halved for this long, then doubles again."""
 
 _BY_DEADLINE = attrgetter("deadline_at_s")
+
+
+class Reply(Protocol):
+    """Who takes what became of a call; a Future is one."""
+
+    def done(self) -> bool:
+        """Whether nothing is expected any more."""
+        ...
+
+    def set_result(self, answer: "Answer", /) -> None:
+        """The call was computed."""
+        ...
+
+    def set_exception(self, error: BaseException, /) -> None:
+        """The call failed, was dropped or refused."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -44,11 +61,10 @@ class Call:
     arrived_s: float = 0.0
     abandoned: bool = False
     """Nobody waits for the answer any more. Read by the compute thread."""
-    answer: "asyncio.Future[Answer] | None" = None
+    reply: Reply | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What a call got, and how."""
 
     value: object

@@ -111,7 +111,7 @@ class Loading:
         least_bytes = artifact.stat().st_size if artifact is not None else 0
         return Loaded(
             model=predictor,
-            schema=Schema(model, max_batch_size=version.max_batch_size),
+            schema=Schema(model, version.model_key, max_batch_size=version.max_batch_size),
             memory_bytes=max(peak.peak_bytes, least_bytes),
             times=times,
             ceiling=ceiling,

@@ -1,8 +1,7 @@
 """The RPCs of a model host."""
 
 import asyncio
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TypeAlias
 
 import grpc.aio
@@ -10,25 +9,23 @@ import grpc.aio
 from modelyard.host.v1 import host_pb2 as pb
 from modelyard.type.v1 import model_pb2
 from services.chassis.codec import LOAD_KEY, duration_to, key_from, key_to, record_to, state_to
+from services.chassis.encoding import Encoded, length_delimited
 from services.chassis.object_codec import object_from
 from services.chassis.telemetry import current
 from services.domain.clock import Clock
-from services.domain.deadline import LONGEST_S
 from services.domain.errors import Fault, InvalidRequest, YardError
 from services.domain.model import ModelKey
 from services.domain.objects import Model, ModelVersion
 from services.model_host.batch_queue import BatchQueue
-from services.model_host.lane import Call, LaneStatistics
+from services.model_host.dispatching import Context as DispatchContext
+from services.model_host.dispatching import Dispatching
+from services.model_host.execution import answer_of, answer_takes_long, asked_beside, budget_s
+from services.model_host.lane import LaneStatistics
 from services.model_host.lifecycle import Hosted, Lifecycle
 from services.model_host.orders import LoadOrder
 from services.model_host.standing import Standing
-from services.model_host.wire import Schema, Tensors, fill_response, is_raw, tensors_from, wanted_outputs
 
-LARGE_ELEMENTS = 64 * 1024
-"""Requests and answers with more elements are converted on a thread, so that the loop stays free."""
-
-RESERVED_SHARE = 0.1
-"""Most of a deadline that is kept back to answer in; a short one is still worth trying."""
+_RESPONSE_TAG = b"\x0a"  # ExecuteResponse.response = 1
 
 ExecuteContext: TypeAlias = grpc.aio.ServicerContext[pb.ExecuteRequest, pb.ExecuteResponse]
 LoadContext: TypeAlias = grpc.aio.ServicerContext[pb.LoadModelRequest, pb.LoadModelResponse]
@@ -45,6 +42,7 @@ class ModelHostServicer:
         *,
         lifecycle: Lifecycle,
         queue: BatchQueue,
+        dispatching: Dispatching,
         standing: Standing,
         clock: Clock,
         reserve_s: float,
@@ -55,6 +53,7 @@ class ModelHostServicer:
         Args:
             lifecycle: The versions here.
             queue: Where calls wait for the device.
+            dispatching: The streams of calls.
             standing: The host as others see it.
             clock: Time.
             reserve_s: Kept back from each deadline to carry the answer home.
@@ -62,15 +61,20 @@ class ModelHostServicer:
         """
         self._lifecycle = lifecycle
         self._queue = queue
+        self._dispatching = dispatching
         self._standing = standing
         self._clock = clock
         self._reserve_s = reserve_s
         self._drain_ordered = drain_ordered
 
-    async def Execute(self, request: pb.ExecuteRequest, context: ExecuteContext) -> pb.ExecuteResponse:
+    async def Dispatch(self, messages: AsyncIterator[pb.DispatchRequest], context: DispatchContext) -> None:
+        """Run many inferences."""
+        await self._dispatching.serve(messages, context)
+
+    async def Execute(self, request: pb.ExecuteRequest, context: ExecuteContext) -> Encoded:
         """Run one inference. Errors carry the host's load in trailing metadata."""
         key = ModelKey(request.key.model, request.key.version)
-        deadline_at_s = self._clock.now_s() + self._budget_s(context.time_remaining())
+        deadline_at_s = self._clock.now_s() + budget_s(context.time_remaining(), self._reserve_s)
         try:
             return await self._execute(self._lifecycle.ready(key), request, deadline_at_s)
         except YardError:
@@ -106,53 +110,24 @@ class ModelHostServicer:
             statistics=_statistics(self._queue.statistics),
         )
 
-    async def _execute(self, hosted: Hosted, request: pb.ExecuteRequest, deadline_at_s: float) -> pb.ExecuteResponse:
-        schema, lane = hosted.schema, hosted.lane
-        assert isinstance(schema, Schema)
-        assert lane is not None
-        asked = request.request
-        wanted = wanted_outputs(asked, schema)
-        if sum(math.prod(tensor.shape) for tensor in asked.inputs) > LARGE_ELEMENTS:
-            tensors = await asyncio.to_thread(tensors_from, asked, schema)
+    async def _execute(self, hosted: Hosted, request: pb.ExecuteRequest, deadline_at_s: float) -> Encoded:
+        asked = await asked_beside(hosted, request.request, deadline_at_s=deadline_at_s, trace=current())
+        answer = await self._queue.submit(asked.lane, asked.call)
+        if answer_takes_long(asked, answer):
+            response = await asyncio.to_thread(answer_of, asked, answer)
         else:
-            tensors = tensors_from(asked, schema)
-        answer = await self._queue.submit(lane, _call(tensors, deadline_at_s))
-        outputs = answer.value
-        assert isinstance(outputs, dict)
-        reply = pb.ExecuteResponse(batch_size=answer.batch_size)
-        reply.queue.FromNanoseconds(int(answer.queue_s * 1e9))
-        reply.compute.FromNanoseconds(int(answer.compute_s * 1e9))
-        response = reply.response
-        response.model_name = hosted.key.model
-        response.model_version = hosted.key.version
-        response.id = asked.id
-        if sum(outputs[spec.name].size for spec in wanted) > LARGE_ELEMENTS:
-            await asyncio.to_thread(fill_response, response, wanted, outputs, raw=is_raw(asked))
-        else:
-            fill_response(response, wanted, outputs, raw=is_raw(asked))
-        self._standing.fill_load(reply.load, (lane,))
-        return reply
-
-    def _budget_s(self, remaining_s: float | None) -> float:
-        """What a call may take here, of what its deadline leaves."""
-        left_s = LONGEST_S if remaining_s is None else min(remaining_s, LONGEST_S)
-        return left_s - min(self._reserve_s, RESERVED_SHARE * left_s)
+            response = answer_of(asked, answer)
+        rest = pb.ExecuteResponse(batch_size=answer.batch_size)
+        rest.queue.FromNanoseconds(int(answer.queue_s * 1e9))
+        rest.compute.FromNanoseconds(int(answer.compute_s * 1e9))
+        self._standing.fill_load(rest.load, (asked.lane,))
+        # The tensors are copied once, into the bytes that are sent.
+        field = length_delimited(_RESPONSE_TAG, response.parts, len(response))
+        return Encoded((*field, rest.SerializeToString()))
 
     def _load_of(self, key: ModelKey) -> bytes:
         lanes = [hosted.lane for hosted in self._lifecycle.hosted() if hosted.key == key and hosted.lane is not None]
         return self._standing.load(lanes).SerializeToString()
-
-
-def _call(tensors: Tensors, deadline_at_s: float) -> Call:
-    return Call(
-        payload=tensors,
-        deadline_at_s=deadline_at_s,
-        rows=tensors.rows,
-        elements=tensors.elements,
-        group=tensors.group,
-        payload_bytes=tensors.payload_bytes,
-        trace=current(),
-    )
 
 
 def _load_order(request: pb.LoadModelRequest) -> LoadOrder:

@@ -95,6 +95,17 @@ def to_raw(array: NDArray) -> bytes:
     return b"".join(parts)
 
 
+LARGE_BYTES = 16 * 1024
+"""Arrays from this size on are worth not being copied."""
+
+
+def raw_of(array: NDArray) -> bytes | memoryview:
+    """The raw form of `array`, which must not change while it is used; without a copy where the array is large."""
+    if array.nbytes >= LARGE_BYTES and array.dtype.kind != "O" and array.flags.c_contiguous:
+        return array.data.cast("B")
+    return to_raw(array)
+
+
 def zeros(datatype: str, shape: Sequence[int]) -> NDArray:
     """Zeros; for BYTES empty strings."""
     if datatype == "BYTES":

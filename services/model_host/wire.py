@@ -8,13 +8,20 @@ import numpy as np
 
 from modelyard.inference.v1 import inference_pb2 as pb
 from services.chassis.codec import CONTENTS
+from services.chassis.encoding import Buffer, Encoded, varint
 from services.domain.errors import Fault, InvalidRequest
-from services.domain.model import TensorMeta, TensorSpec, schema_faults
+from services.domain.model import ModelKey, TensorMeta, TensorSpec, schema_faults
 from services.domain.objects import Model
-from services.model_host.tensors import FLOATS, NUMPY, BadTensor, NDArray, all_finite, from_raw, to_raw
+from services.model_host.tensors import FLOATS, NUMPY, BadTensor, NDArray, all_finite, from_raw, raw_of
 
 _WIDE = {"INT8": np.int32, "INT16": np.int32, "UINT8": np.uint32, "UINT16": np.uint32}
 """What elements travel as, where that holds more than the datatype does."""
+
+SHAPES_KEPT = 256
+"""Encoded descriptions of outputs that are kept for each version, by their shapes."""
+
+_ID_TAG = b"\x1a"  # InferResponse.id = 3
+_RAW_TAG = b"\x32"  # InferResponse.raw_output_contents = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +39,16 @@ class Tensors:
 
 
 class Schema:
-    """What requests for one version must look like."""
+    """What requests for one version must look like, and what its answers do."""
 
-    def __init__(self, model: Model, *, max_batch_size: int) -> None:
+    def __init__(self, model: Model, key: ModelKey, *, max_batch_size: int) -> None:
         """Requests carry a batch dimension if `max_batch_size` is over 1."""
         self.inputs = model.inputs
         self.outputs = {spec.name: spec for spec in model.outputs}
+        self.all_outputs: Sequence[TensorSpec] = tuple(self.outputs.values())
+        self.answer_head = pb.InferResponse(model_name=key.model, model_version=key.version).SerializeToString()
+        self.described: dict[tuple[tuple[int, ...], ...], bytes] = {}
+        """Encoded descriptions of all outputs, by their shapes."""
         self.max_batch_size = max_batch_size
         self.batches = max_batch_size > 1
         self.by_name = {spec.name: spec for spec in model.inputs}
@@ -91,7 +102,7 @@ def wanted_outputs(request: pb.InferRequest, schema: Schema) -> Sequence[TensorS
         InvalidRequest: The model has no such output, or one is asked for twice.
     """
     if not request.outputs:
-        return tuple(schema.outputs.values())
+        return schema.all_outputs
     faults = []
     wanted: dict[str, TensorSpec] = {}
     for index, output in enumerate(request.outputs):
@@ -108,19 +119,50 @@ def wanted_outputs(request: pb.InferRequest, schema: Schema) -> Sequence[TensorS
     return tuple(wanted.values())
 
 
-def fill_response(
-    response: pb.InferResponse, wanted: Sequence[TensorSpec], outputs: Mapping[str, NDArray], *, raw: bool
-) -> None:
-    """Put `outputs` into `response`, raw or typed. FP16 and BF16 have no typed form and make it raw."""
-    raw = raw or any(spec.datatype not in CONTENTS for spec in wanted)
+def encode_answer(
+    schema: Schema, wanted: Sequence[TensorSpec], outputs: Mapping[str, NDArray], *, request_id: str, raw: bool
+) -> Encoded:
+    """An InferResponse with the `wanted` outputs, raw or typed; FP16 and BF16 have no typed form and make it raw.
+
+    Large tensors stay where they are until the whole is put together.
+    """
+    head: list[Buffer] = [schema.answer_head]
+    if request_id:
+        encoded_id = request_id.encode()
+        head += (_ID_TAG, varint(len(encoded_id)), encoded_id)
+    if not raw and all(spec.datatype in CONTENTS for spec in wanted):
+        return Encoded((*head, _typed_answer(wanted, outputs)))
+    shapes = tuple([outputs[spec.name].shape for spec in wanted])
+    described = schema.described.get(shapes) if wanted is schema.all_outputs else None
+    if described is None:
+        described = _described(schema, wanted, shapes)
+    head.append(described)
+    for spec in wanted:
+        contents = raw_of(outputs[spec.name])
+        head += (_RAW_TAG, varint(len(contents)), contents)
+    return Encoded(tuple(head))
+
+
+def _described(schema: Schema, wanted: Sequence[TensorSpec], shapes: tuple[tuple[int, ...], ...]) -> bytes:
+    message = pb.InferResponse()
+    for spec, shape in zip(wanted, shapes, strict=True):
+        message.outputs.add(name=spec.name, datatype=spec.datatype, shape=shape)
+    described = message.SerializeToString()
+    if wanted is schema.all_outputs:
+        if len(schema.described) >= SHAPES_KEPT:
+            schema.described.clear()
+        schema.described[shapes] = described
+    return described
+
+
+def _typed_answer(wanted: Sequence[TensorSpec], outputs: Mapping[str, NDArray]) -> bytes:
+    message = pb.InferResponse()
     for spec in wanted:
         array = outputs[spec.name]
-        tensor = response.outputs.add(name=spec.name, datatype=spec.datatype, shape=array.shape)
-        if raw:
-            response.raw_output_contents.append(to_raw(array))
-        else:
-            field: Any = getattr(tensor.contents, CONTENTS[spec.datatype])
-            field.extend(_typed_elements(spec, array))
+        tensor = message.outputs.add(name=spec.name, datatype=spec.datatype, shape=array.shape)
+        field: Any = getattr(tensor.contents, CONTENTS[spec.datatype])
+        field.extend(_typed_elements(spec, array))
+    return message.SerializeToString()
 
 
 def is_raw(request: pb.InferRequest) -> bool:

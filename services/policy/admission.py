@@ -5,6 +5,7 @@ What cannot is refused at once, before it costs anything, with the time after wh
 
 import enum
 from dataclasses import dataclass
+from typing import NamedTuple
 
 LEAST_RETRY_S = 0.010
 """Shortest pause asked of a refused caller."""
@@ -19,8 +20,7 @@ class DeadlineSource(enum.Enum):
     TIMEOUT_PARAMETER = "TIMEOUT_PARAMETER"
 
 
-@dataclass(frozen=True, slots=True)
-class Allowance:
+class Allowance(NamedTuple):
     """The time a call may take."""
 
     duration_s: float

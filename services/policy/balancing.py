@@ -7,7 +7,7 @@ decision can be made again.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from services.policy.scoring import VersionState, completion_s, penalty_s
 
@@ -32,8 +32,7 @@ ZONE_HYSTERESIS = 1.1
 """A host of another zone must be this many times sooner, its way included."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pick:
+class Pick(NamedTuple):
     """The host that gets the call."""
 
     state: VersionState

@@ -6,6 +6,7 @@ Facts in, decision out; when a host would answer was predicted before, by `scori
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from services.domain.objects import Choose, ModelVersion, Single
 from services.domain.request import Preference, RouteOptions
@@ -15,8 +16,7 @@ LATE_SPREAD = 0.5
 prediction or more. A wide guess; it decides only between candidates that are both close to the limit."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prospect:
+class Prospect(NamedTuple):
     """One version, and how it would do for this call."""
 
     version: ModelVersion

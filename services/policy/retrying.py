@@ -62,20 +62,29 @@ def fate_of(error: YardError) -> Fate:
 class RetryBudget:
     """A token bucket of retries, filled by first attempts and a little by time."""
 
-    __slots__ = ("_at_s", "_tokens")
+    __slots__ = ("_at_s", "_floor_per_s", "_most", "_tokens")
 
-    def __init__(self, now_s: float) -> None:
-        """Start full."""
-        self._tokens = BUDGET_BURST
+    def __init__(self, now_s: float, *, share: float) -> None:
+        """Start full.
+
+        Args:
+            now_s: Monotonic seconds.
+            share: Part of the whole that this budget is, in (0, 1]: 1/N for each of N workers that serve the
+                route as one. What attempts earn needs no share: each worker sees its own only.
+        """
+        # Below one no retry could ever be taken: from twenty workers on, a burst is one retry for each of them.
+        self._most = max(1.0, BUDGET_BURST * share)
+        self._floor_per_s = BUDGET_FLOOR_PER_S * share
+        self._tokens = BUDGET_BURST * share
         self._at_s = now_s
 
     def earn(self) -> None:
         """Count a first attempt."""
-        self._tokens = min(BUDGET_BURST, self._tokens + BUDGET_SHARE)
+        self._tokens = min(self._most, self._tokens + BUDGET_SHARE)
 
     def spend(self, now_s: float) -> bool:
         """Take one retry, if there is one."""
-        self._tokens = min(BUDGET_BURST, self._tokens + BUDGET_FLOOR_PER_S * (now_s - self._at_s))
+        self._tokens = min(self._most, self._tokens + self._floor_per_s * (now_s - self._at_s))
         self._at_s = now_s
         if self._tokens < 1.0:
             return False

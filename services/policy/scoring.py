@@ -24,11 +24,19 @@ NEGLIGIBLE_PENALTY_S = 0.05
 DOUBT_S = 0.5
 """A penalty from this on, for 23 s after a failure, makes what only that host can answer the last choice."""
 
-NETWORK_WEIGHT = 0.1
-"""Weight of a new observation of a host's network time."""
+NETWORK_WINDOW_S = 1.0
+"""A host's network time is the least seen within about this long: what else a call waited for is no property of the
+way, but of a burst on one of its ends, which every host's calls share. (An average would keep the memory of a
+burst, and a host that got no calls since would look far away for good.)"""
+
+NETWORK_GROWTH = 1.5
+"""After a window in which nothing was as fast it grows to what was seen, at most by this factor."""
 
 FIRST_NETWORK_S = 0.001
 """Network time of a host that has not answered yet: two hops over loopback."""
+
+LEAST_NETWORK_S = 0.0001
+"""What it grows from, if it was next to nothing."""
 
 HUNG_FACTOR = 3.0
 """A call that ran out of a time this many times the prediction is the host's failure, not the caller's haste."""
@@ -37,7 +45,16 @@ HUNG_FACTOR = 3.0
 class HostState:
     """What this router knows of one host, whatever the version."""
 
-    __slots__ = ("failed_at_s", "host_id", "in_flight", "network_s", "penalty_s", "sequence", "suspect", "work_s")
+    __slots__ = (
+        "failed_at_s",
+        "host_id",
+        "in_flight",
+        "network_at_s",
+        "network_s",
+        "penalty_s",
+        "suspect",
+        "work_s",
+    )
 
     def __init__(self, host_id: str) -> None:
         """Know nothing yet."""
@@ -47,11 +64,10 @@ class HostState:
         self.work_s = 0.0
         """Device time that those are predicted to take."""
         self.network_s = FIRST_NETWORK_S
-        """Time of a call that is neither queue nor compute."""
+        """Least time of a call that is neither queue nor compute."""
+        self.network_at_s = -math.inf
         self.penalty_s = 0.0
         self.failed_at_s = 0.0
-        self.sequence = -1
-        """Of the last report; an older one that comes later is ignored."""
         self.suspect = False
         """True from a lost connection to the next answer."""
 
@@ -90,6 +106,7 @@ class VersionState:
         "queued_at_s",
         "ramps_from_s",
         "sent_since",
+        "sequence",
     )
 
     def __init__(self, host: HostState, prior: Prior, *, known_since_s: float, ramps: bool) -> None:
@@ -114,6 +131,8 @@ class VersionState:
         self.queued_at_s = 0.0
         """When what is believed to be queued was counted: at the last report, or at the first call since."""
         self.batch_cap = 1
+        self.sequence = -1
+        """Of the last report; an older one that comes later is ignored."""
         self.penalty_s = 0.0
         self.failed_at_s = 0.0
 
@@ -232,11 +251,16 @@ def reported(state: VersionState, load: ModelLoad, now_s: float) -> None:
         state.measured_at_s = now_s
 
 
-def answered(state: VersionState, network_s: float) -> None:
+def answered(state: VersionState, network_s: float, now_s: float) -> None:
     """Learn from an answer: the host lives, and this is what the way there and back took."""
     host = state.host
     host.suspect = False
-    host.network_s += NETWORK_WEIGHT * (max(0.0, network_s) - host.network_s)
+    if network_s <= host.network_s:
+        host.network_s = max(0.0, network_s)
+        host.network_at_s = now_s
+    elif now_s - host.network_at_s > NETWORK_WINDOW_S:
+        host.network_s = min(network_s, NETWORK_GROWTH * max(host.network_s, LEAST_NETWORK_S))
+        host.network_at_s = now_s
 
 
 def punish_host(state: VersionState, now_s: float, *, pushback_s: float | None = None) -> None:

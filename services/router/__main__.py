@@ -3,8 +3,8 @@
 import sys
 
 from services.chassis.process import main
-from services.router.app import start
 from services.router.config import Config
+from services.router.workers import start
 
 if __name__ == "__main__":
     sys.exit(main("router", Config, start))

@@ -1,17 +1,20 @@
 """Wires one router."""
 
 import asyncio
+import contextlib
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import cast
 
 from google.protobuf.message import Message
 
-from modelyard.inference.v1 import inference_pb2
+from modelyard.inference.v1 import inference_pb2, opaque_pb2
 from modelyard.openinference.v2 import grpc_service_pb2
 from services.chassis import instruments
 from services.chassis.channels import open_channel
 from services.chassis.process import Process
 from services.chassis.server import DeadlineRule, Server
+from services.chassis.shared_counts import LocalCounts, SharedCounts
 from services.chassis.telemetry import Telemetry
 from services.domain.clock import SystemClock
 from services.domain.rng import KeyedRng
@@ -21,9 +24,10 @@ from services.router.config import Config
 from services.router.feedback import Feedback
 from services.router.frames import Received
 from services.router.host_client import HostClient
-from services.router.pipeline import Limits, Pipeline
+from services.router.many import Many
+from services.router.pipeline import Counts, Limits, Pipeline
 from services.router.planning import Fleet
-from services.router.servicer import Calls, InferenceServicer, request_ids
+from services.router.servicer import Calls, InferenceServicer, encoded, request_ids
 from services.router.snapshot import Snapshot
 from services.router.v2_servicer import GRPCInferenceServicer
 
@@ -31,6 +35,9 @@ SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
 V2_SERVICE = grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
 # A class that keeps the bytes stands in for the message class; the server asks for no more than FromString.
+FIRST_SNAPSHOT_S = 5.0
+"""How long a worker waits for something to route by before it takes calls."""
+
 _DECODES = cast("type[Message]", Received)
 
 
@@ -49,14 +56,25 @@ async def start(config: Config, process: Process) -> None:
 
     registry = open_channel(config.registry)
     process.on_stop("registry channel", registry.close)
-    server = Server(address=config.address, telemetry=telemetry, insecure=config.insecure)
+    server = Server(
+        address=config.address,
+        telemetry=telemetry,
+        insecure=config.insecure,
+        reuse_port=config.worker is not None,
+        engine=config.engine,
+    )
+
+    first = asyncio.Event()
 
     def changed(snapshot: Snapshot) -> None:
+        first.set()
         hosts.keep(snapshot.hosts.values())
         _set_serving(server, not server.draining)
 
-    catalog = Catalog(registry=registry, path=config.snapshot, clock=clock, changed=changed)
-    hosts = HostClient(telemetry=telemetry, on_lost=catalog.lost)
+    catalog = Catalog(
+        registry=registry, path=config.snapshot, writes=config.writes_snapshot, clock=clock, changed=changed
+    )
+    hosts = HostClient(telemetry=telemetry, clock=clock, on_lost=catalog.lost)
     process.on_stop("host channels", hosts.close)
     instruments.ROUTER_SNAPSHOT_AGE.set_function(catalog.silent_s)
     process.on_stop("snapshot on disk", catalog.save)
@@ -66,15 +84,20 @@ async def start(config: Config, process: Process) -> None:
         feedback=Feedback(telemetry=telemetry, clock=clock),
         clock=clock,
         rng=KeyedRng(config.seed),
-        fleet=Fleet(routers=config.routers, zone=config.zone, zone_way_s=config.zone_way_s),
-        limits=Limits(most_in_flight=config.max_in_flight, reserve_s=config.reserve_s),
+        fleet=Fleet(routers=config.senders, zone=config.zone, zone_way_s=config.zone_way_s),
+        limits=Limits(most_in_flight=config.max_in_flight, reserve_s=config.reserve_s, retry_share=config.share),
+        counts=_counts(config),
     )
     calls = Calls(pipeline=pipeline, ids=request_ids())
+    many = Many(calls=calls, telemetry=telemetry, encode=encoded)
     server.add(
         SERVICE,
-        InferenceServicer(calls=calls, pipeline=pipeline),
+        InferenceServicer(calls=calls, many=many, pipeline=pipeline),
         deadline=DeadlineRule.OPTIONAL,
-        messages={"modelyard.inference.v1.InferRequest": _DECODES},
+        messages={
+            "modelyard.inference.v1.InferRequest": _DECODES,
+            "modelyard.inference.v1.InferManyRequest": opaque_pb2.OpaqueInferManyRequest,
+        },
     )
     server.add(
         V2_SERVICE,
@@ -88,9 +111,19 @@ async def start(config: Config, process: Process) -> None:
     await catalog.start()
     process.spawn("registry watch", catalog.follow())
     process.spawn("housekeeping", catalog.housekeep())
+    if config.worker is not None:
+        # The kernel sends a worker that listens its share of new connections, whether it can serve them or not.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(first.wait(), FIRST_SNAPSHOT_S)
     await server.start()
-    process.on_stop("server", server.drain)
+    process.on_stop("server", partial(server.drain, wind_down=many.wind_down))
     _set_serving(server, catalog.snapshot() is not None)
+
+
+def _counts(config: Config) -> Counts:
+    if config.worker is None or config.worker_counts is None:
+        return LocalCounts()
+    return SharedCounts(config.worker_counts, workers=config.workers, worker=config.worker)
 
 
 def _set_serving(server: Server, serving: bool) -> None:

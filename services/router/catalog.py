@@ -163,18 +163,26 @@ class Catalog:
     """The snapshot, kept up to date for as long as `follow` and `housekeep` run."""
 
     def __init__(
-        self, *, registry: grpc.aio.Channel, path: Path | None, clock: Clock, changed: Callable[[Snapshot], None]
+        self,
+        *,
+        registry: grpc.aio.Channel,
+        path: Path | None,
+        writes: bool,
+        clock: Clock,
+        changed: Callable[[Snapshot], None],
     ) -> None:
         """Follow the registry.
 
         Args:
             registry: Channel to it; the caller closes it.
             path: The snapshot on disk; None keeps none.
+            writes: Whether it is this process's to write.
             clock: Time.
             changed: Told of each new snapshot.
         """
         self._stub = registry_pb2_grpc.RegistryServiceStub(registry)
         self._path = path
+        self._writes = writes
         self._clock = clock
         self._changed = changed
         self._mirror = Mirror()
@@ -242,7 +250,7 @@ class Catalog:
     async def save(self) -> None:
         """Write the snapshot to disk, if it changed; a disk that does not take it is logged, and tried again."""
         current = self._mirror.snapshot
-        if self._path is None or current is None or current is self._written:
+        if self._path is None or not self._writes or current is None or current is self._written:
             return
         try:
             await asyncio.to_thread(snapshot_file.write, self._path, current)

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+WORKERS_MOST = 64
+"""More workers than a machine has use for; each takes about 80 MB."""
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -18,8 +21,20 @@ class Config:
     """HOST:PORT to serve on."""
     insecure: bool = False
     """Allow an address that other machines reach, although nothing is encrypted or authenticated."""
+    engine: Literal["auto", "aio", "native"] = "auto"
+    """What speaks HTTP/2 with callers. aio: grpcio. native: pygrpc-native, several times faster for unary calls;
+    no TLS, so for loopback, Unix sockets or behind a proxy that ends TLS; connections are not closed by age.
+    auto: native for loopback and Unix sockets if it is installed, else aio."""
     metrics_port: int = 8600
-    """Port that metrics are read from over HTTP; 0 serves none."""
+    """Port that metrics are read from over HTTP, those of all workers as one; 0 serves none."""
+    workers: int = 1
+    """Processes that serve the address together, each on a core of its own; with more than one, another process
+    starts and watches them. They share `max_in_flight` and retry budgets. A connection stays with one worker:
+    callers need several for all to be of use."""
+    worker: int | None = None
+    """Which of the workers this is, from 0. Set by their parent alone, never by hand."""
+    worker_counts: int | None = None
+    """Descriptor by which this worker inherited the counts that all share. Set by their parent alone."""
     seed: int = 0
     """Keys the chance in decisions, 0 to 2^64 - 1: the same seed, id and trace draw the same hosts."""
     routers: int = 1
@@ -32,7 +47,7 @@ class Config:
     """Seconds kept back from each deadline to carry the answer home, at most a tenth of it. Covers the
     99.9th percentile of one hop inside a zone."""
     max_in_flight: int = 4096
-    """Calls held at once; more are refused. With small tensors a call takes about 50 KB."""
+    """Calls held at once, by all workers together; more are refused. With small tensors a call takes about 50 KB."""
     otlp_endpoint: str | None = None
     """HOST:PORT of an OTLP collector. Empty sends no traces."""
     trace_ratio: float = 0.01
@@ -47,6 +62,21 @@ class Config:
         """Its name among its replicas."""
         return self.instance or f"router@{self.address}"
 
+    @property
+    def senders(self) -> int:
+        """Processes that send to the same hosts, these workers and other routers' as many."""
+        return self.routers * self.workers
+
+    @property
+    def share(self) -> float:
+        """The part of this router that one worker is."""
+        return 1.0 / self.workers
+
+    @property
+    def writes_snapshot(self) -> bool:
+        """Whether the snapshot on disk is this process's to write; all workers read it."""
+        return self.worker in (None, 0)
+
     def faults(self) -> list[str]:
         """What is wrong with the values."""
         found = []
@@ -59,6 +89,14 @@ class Config:
         for name, number in (("routers", self.routers), ("max_in_flight", self.max_in_flight)):
             if number < 1:
                 found.append(f"{name}: {number} must be 1 or more")
+        if not 1 <= self.workers <= WORKERS_MOST:
+            found.append(f"workers: {self.workers} must be in 1 to {WORKERS_MOST}")
+        elif self.workers > 1 and self.address.startswith("unix:"):
+            found.append(f"workers: {self.workers} cannot share a Unix socket; change address")
+        if self.worker is not None and not 0 <= self.worker < self.workers:
+            found.append(f"worker: {self.worker} must be in 0 to {self.workers - 1}, less than workers")
+        if (self.worker is None) != (self.worker_counts is None):
+            found.append("worker and worker_counts: both are set, by the parent of workers, or neither")
         for name, seconds in (("zone_way_s", self.zone_way_s), ("reserve_s", self.reserve_s)):
             if not 0.0 <= seconds < 60.0:
                 found.append(f"{name}: {seconds} must be in 0 to 60")

@@ -1,6 +1,7 @@
 """How one answer came about, as it is told to the caller, counted and logged."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from services.domain.errors import YardError
 from services.domain.host import HostRecord
@@ -9,8 +10,7 @@ from services.policy.admission import DeadlineSource
 from services.policy.scoring import HostScore
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """One try at one host; `error` is None if it answered."""
 
     host_id: str

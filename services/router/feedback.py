@@ -1,9 +1,8 @@
 """Tells metrics and traces how calls went. Log lines are for what an operator must know; a call is not."""
 
-from prometheus_client import Counter, Histogram
-
 from services.chassis import instruments
 from services.chassis.errors import status_of
+from services.chassis.hot_metrics import CounterChild, HistogramChild
 from services.chassis.telemetry import Telemetry, current
 from services.domain.clock import Clock
 from services.domain.errors import YardError
@@ -21,9 +20,9 @@ class Feedback:
         """Send spans to `telemetry`."""
         self._telemetry = telemetry
         self._clock = clock
-        self._requests: dict[tuple[str, str, str, str], Counter] = {}
-        self._durations: dict[str, Histogram] = {}
-        self._attempts: dict[tuple[str, str], Counter] = {}
+        self._requests: dict[tuple[str, str, str, str], CounterChild] = {}
+        self._durations: dict[str, HistogramChild] = {}
+        self._attempts: dict[tuple[str, str], CounterChild] = {}
 
     def chosen(self, decision: Decision, duration_s: float) -> None:
         """The first decision of a call was made."""

@@ -6,14 +6,14 @@ is cut out of its frame and sent on as it is. What protobuf's wire format allows
 writes takes the plain way through the parser.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
 from modelyard.host.v1 import host_pb2
 from modelyard.inference.v1 import inference_pb2 as pb
-from services.chassis.codec import key_to
-from services.domain.model import ModelKey
+from modelyard.type.v1 import model_pb2
+from services.chassis.encoding import Encoded, length_delimited, read_varint, varint
 
 SMALL_BYTES = 16 * 1024
 """A request up to this size is parsed whole: that is quicker than looking for its tensors."""
@@ -26,8 +26,7 @@ _DECISION_TAG = b"\xa2\x06"  # InferResponse.decision = 100
 _STREAMED_TAG = b"\x12"  # ModelStreamInferResponse.infer_response = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(NamedTuple):
     """A request as it came."""
 
     raw: bytes
@@ -50,38 +49,28 @@ class Received:
         return cls(raw, message, tuple(map(len, message.raw_input_contents)))
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """An answer in pieces that are already encoded."""
-
-    parts: tuple[bytes, ...]
-
-    def SerializeToString(self) -> bytes:
-        """The bytes."""
-        return self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
-
-
-@dataclass(frozen=True, slots=True)
-class Payload:
+class Payload(NamedTuple):
     """What goes to the host: the caller's bytes, and an id if the caller gave none."""
 
     raw: bytes
     made_up_id: str = ""
 
+    @property
+    def suffix(self) -> bytes:
+        """The id made up, as a field; of a field that is there twice the last one counts."""
+        made_up = self.made_up_id.encode()
+        return b"".join((_ID_TAG, varint(len(made_up)), made_up)) if made_up else b""
 
-def key_prefix(key: ModelKey) -> bytes:
-    """The first field of every ExecuteRequest for `key`."""
-    return host_pb2.ExecuteRequest(key=key_to(key)).SerializeToString()
+    def encoded(self) -> bytes:
+        """The InferRequest for the host."""
+        return self.raw + self.suffix if self.made_up_id else self.raw
 
 
-def execute_request(prefix: bytes, payload: Payload) -> bytes:
-    """An ExecuteRequest; `prefix` is from `key_prefix`."""
-    if not payload.made_up_id:
-        return b"".join((prefix, _REQUEST_TAG, _varint(len(payload.raw)), payload.raw))
-    # Of a field that is there twice the last one counts.
-    made_up = payload.made_up_id.encode()
-    suffix = _ID_TAG + _varint(len(made_up)) + made_up
-    return b"".join((prefix, _REQUEST_TAG, _varint(len(payload.raw) + len(suffix)), payload.raw, suffix))
+def execute_request(key: model_pb2.ModelKey, payload: Payload) -> bytes:
+    """An ExecuteRequest; its tensors are copied once."""
+    prefix = host_pb2.ExecuteRequest(key=key).SerializeToString()
+    suffix = payload.suffix
+    return b"".join((prefix, _REQUEST_TAG, varint(len(payload.raw) + len(suffix)), payload.raw, suffix))
 
 
 def open_response(raw: bytes) -> tuple[bytes, host_pb2.ExecuteResponse]:
@@ -94,7 +83,7 @@ def open_response(raw: bytes) -> tuple[bytes, host_pb2.ExecuteResponse]:
         DecodeError: The bytes are no ExecuteResponse.
     """
     if raw and raw[0] == _RESPONSE_TAG:
-        length, start = _read_varint(raw, 1)
+        length, start = read_varint(raw, 1)
         end = start + length
         if end <= len(raw):
             rest = host_pb2.ExecuteResponse.FromString(raw[end:])
@@ -107,13 +96,12 @@ def open_response(raw: bytes) -> tuple[bytes, host_pb2.ExecuteResponse]:
 def with_decision(response: bytes, decision: pb.Decision) -> Encoded:
     """An InferResponse with its Decision."""
     encoded = decision.SerializeToString()
-    return Encoded((response, _DECISION_TAG, _varint(len(encoded)), encoded))
+    return Encoded((response, _DECISION_TAG, varint(len(encoded)), encoded))
 
 
 def streamed(response: Encoded) -> Encoded:
     """A ModelStreamInferResponse that holds the answer."""
-    length = sum(map(len, response.parts))
-    return Encoded((_STREAMED_TAG, _varint(length), *response.parts))
+    return Encoded(length_delimited(_STREAMED_TAG, response.parts, len(response)))
 
 
 def _without_tensors(raw: bytes) -> tuple[bytes, tuple[int, ...]] | None:
@@ -124,17 +112,17 @@ def _without_tensors(raw: bytes) -> tuple[bytes, tuple[int, ...]] | None:
     try:
         while at < end:
             field_at = at
-            tag, at = _read_varint(raw, at)
+            tag, at = read_varint(raw, at)
             match tag & 7:
                 case 2:
-                    length, at = _read_varint(raw, at)
+                    length, at = read_varint(raw, at)
                     at += length
                     if tag >> 3 == _RAW_CONTENTS:
                         kept.append(raw[copied:field_at])
                         lengths.append(length)
                         copied = at
                 case 0:
-                    _, at = _read_varint(raw, at)
+                    _, at = read_varint(raw, at)
                 case 1:
                     at += 8
                 case 5:
@@ -147,31 +135,3 @@ def _without_tensors(raw: bytes) -> tuple[bytes, tuple[int, ...]] | None:
         return None
     kept.append(raw[copied:])
     return b"".join(kept), tuple(lengths)
-
-
-def _read_varint(raw: bytes, at: int) -> tuple[int, int]:
-    """A varint, and where it ends."""
-    value = shift = 0
-    try:
-        while True:
-            byte = raw[at]
-            at += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value, at
-            shift += 7
-            if shift > 63:
-                raise DecodeError("a varint is longer than 10 bytes")
-    except IndexError:
-        raise DecodeError("a varint is cut off") from None
-
-
-def _varint(value: int) -> bytes:
-    if value < 0x80:
-        return bytes((value,))
-    digits = bytearray()
-    while value > 0x7F:
-        digits.append(value & 0x7F | 0x80)
-        value >>= 7
-    digits.append(value)
-    return bytes(digits)

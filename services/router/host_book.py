@@ -94,9 +94,9 @@ def _process_of(record: HostRecord) -> tuple[str, str, int]:
 
 def take_report(state: VersionState, load: HostLoad | None, key: ModelKey, now_s: float) -> None:
     """Learn what a host says of itself with a result; `key` is the version the result is of."""
-    if load is None or load.sequence <= state.host.sequence:
+    if load is None or load.sequence <= state.sequence:
         return
-    state.host.sequence = load.sequence
+    state.sequence = load.sequence
     for model in load.models:
         if model.key == key:
             scoring.reported(state, model, now_s)

@@ -1,7 +1,8 @@
 """The single hop: one channel per host process, bytes in and out.
 
-A lost connection fails its calls at once; a caller that goes away takes its call on the host with
-it. Retries are none of its business.
+Calls travel many to a message over a stream; a large one goes by itself, so that the others need not wait
+behind it. A lost connection fails its calls at once; a caller that goes away takes its call on the host
+with it. Retries are none of its business.
 """
 
 import asyncio
@@ -11,20 +12,25 @@ from dataclasses import dataclass
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from modelyard.host.v1 import host_pb2
-from modelyard.type.v1 import resources_pb2
+from modelyard.host.v1 import host_pb2, opaque_pb2
+from modelyard.type.v1 import model_pb2, resources_pb2
 from services.chassis.channels import call, open_channel
-from services.chassis.codec import LOAD_KEY, load_from, seconds_from
+from services.chassis.codec import LOAD_KEY, key_to, load_from, seconds_from
 from services.chassis.errors import status_of
 from services.chassis.telemetry import Telemetry, current
+from services.domain.clock import Clock
 from services.domain.errors import HostUnavailable, Internal, YardError
 from services.domain.host import HostLoad, HostRecord
 from services.domain.model import ModelKey
-from services.router.frames import Payload, execute_request, key_prefix, open_response
+from services.router.dispatch_line import DispatchLine, Streams
+from services.router.frames import Payload, execute_request, open_response
 from services.router.pipeline import AttemptFailed, HostAnswer
 
 CLOSE_GRACE_S = 300.0
 """How long calls to a host that is not listed any more may still take; the longest default of a route."""
+
+LARGE_BYTES = 64 * 1024
+"""A request from this size on goes by itself."""
 
 _SERVICE = host_pb2.DESCRIPTOR.services_by_name["ModelHostService"].full_name
 _Bytes = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
@@ -35,19 +41,32 @@ class _Line:
     """The connection to one host process."""
 
     channel: grpc.aio.Channel
+    dispatch: DispatchLine
     execute: _Bytes
     status: _Bytes
+
+    async def finish(self) -> None:
+        """Close the channel once the calls on it have ended."""
+        self.dispatch.finish()
+        await asyncio.wait([asyncio.ensure_future(self.dispatch.ended())], timeout=CLOSE_GRACE_S)
+        await self.channel.close(CLOSE_GRACE_S)
+
+    async def close(self) -> None:
+        """Close the channel now."""
+        await self.dispatch.close()
+        await self.channel.close()
 
 
 class HostClient:
     """Calls hosts."""
 
-    def __init__(self, *, telemetry: Telemetry, on_lost: Callable[[str], None]) -> None:
+    def __init__(self, *, telemetry: Telemetry, clock: Clock, on_lost: Callable[[str], None]) -> None:
         """Trace to `telemetry`; tell `on_lost` the id of a host whose connection broke."""
         self._telemetry = telemetry
+        self._clock = clock
         self._on_lost = on_lost
         self._lines: dict[tuple[str, str, int], _Line] = {}
-        self._prefixes: dict[ModelKey, bytes] = {}
+        self._keys: dict[ModelKey, model_pb2.ModelKey] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     async def execute(self, host: HostRecord, key: ModelKey, payload: object, *, timeout_s: float) -> HostAnswer:
@@ -63,17 +82,13 @@ class HostClient:
             AttemptFailed: It failed or was refused.
         """
         assert isinstance(payload, Payload)
-        prefix = self._prefixes.get(key)
-        if prefix is None:
-            prefix = self._prefixes[key] = key_prefix(key)
-        request = execute_request(prefix, payload)
         context = current()
         if context is None or not context.sampled:
-            return await self._execute(host, request, timeout_s)
+            return await self._execute(host, key, payload, timeout_s)
         attributes = {"host": host.host_id, "model": key.model, "version": key.version}
         with self._telemetry.span("attempt", kind="client", attributes=attributes) as span:
             try:
-                return await self._execute(host, request, timeout_s)
+                return await self._execute(host, key, payload, timeout_s)
             except AttemptFailed as failure:
                 span.set("rpc.grpc.status_code", status_of(failure.error).name)
                 span.fail(failure.error)
@@ -97,7 +112,7 @@ class HostClient:
         """Close the channels to all other hosts, once the calls on them have ended."""
         kept = {_process_of(host) for host in hosts}
         for process in [process for process in self._lines if process not in kept]:
-            closing = asyncio.get_running_loop().create_task(self._lines.pop(process).channel.close(CLOSE_GRACE_S))
+            closing = asyncio.get_running_loop().create_task(self._lines.pop(process).finish())
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
@@ -107,17 +122,30 @@ class HostClient:
         self._lines.clear()
         for closing in self._closing:
             closing.cancel()
-        await asyncio.gather(*(line.channel.close() for line in lines), *self._closing, return_exceptions=True)
+        await asyncio.gather(*(line.close() for line in lines), *self._closing, return_exceptions=True)
 
-    async def _execute(self, host: HostRecord, request: bytes, timeout_s: float) -> HostAnswer:
+    async def _execute(self, host: HostRecord, key: ModelKey, payload: Payload, timeout_s: float) -> HostAnswer:
+        encoded_key = self._keys.get(key)
+        if encoded_key is None:
+            encoded_key = self._keys[key] = key_to(key)
+        if len(payload.raw) >= LARGE_BYTES:
+            return await self._alone(host, encoded_key, payload, timeout_s)
+        sent = self._line(host).dispatch.send(encoded_key, payload.encoded(), timeout_s=timeout_s, trace=current())
+        try:
+            return await sent.answer
+        except asyncio.CancelledError:
+            sent.cancel()
+            raise
+        except AttemptFailed as failure:
+            raise AttemptFailed(self._told(host, failure.error), failure.load) from None
+
+    async def _alone(self, host: HostRecord, key: model_pb2.ModelKey, payload: Payload, timeout_s: float) -> HostAnswer:
+        request = execute_request(key, payload)
         try:
             raw = await call(self._line(host).execute, request, timeout_s=timeout_s)
             response, rest = open_response(raw)
         except YardError as error:
-            if isinstance(error, HostUnavailable):
-                self._on_lost(host.host_id)
-                error.message = f"host {host.host_id} is out of reach: {error.message}"
-            raise AttemptFailed(error, _load_of(error.__cause__)) from error
+            raise AttemptFailed(self._told(host, error), _load_of(error.__cause__)) from error
         except asyncio.CancelledError as error:
             raise AttemptFailed(self._broken_off(host, error), None) from None
         except DecodeError:
@@ -129,6 +157,13 @@ class HostClient:
             batch_size=rest.batch_size,
             load=load_from(rest.load) if rest.HasField("load") else None,
         )
+
+    def _told(self, host: HostRecord, error: YardError) -> YardError:
+        """`error` as callers are told; a host that is out of reach is reported."""
+        if isinstance(error, HostUnavailable):
+            self._on_lost(host.host_id)
+            error.message = f"host {host.host_id} is out of reach: {error.message}"
+        return error
 
     def _broken_off(self, host: HostRecord, error: asyncio.CancelledError) -> HostUnavailable:
         """What a cancelled call means: if nobody cancelled this task, its channel was closed under it.
@@ -146,9 +181,15 @@ class HostClient:
         line = self._lines.get(process)
         if line is None:
             channel = open_channel(host.address)
+            streams: Streams = channel.stream_stream(
+                f"/{_SERVICE}/Dispatch",
+                request_serializer=opaque_pb2.OpaqueDispatchRequest.SerializeToString,
+                response_deserializer=opaque_pb2.OpaqueDispatchResponse.FromString,
+            )
+            dispatch = DispatchLine(streams, clock=self._clock)
             execute: _Bytes = channel.unary_unary(f"/{_SERVICE}/Execute")
             status: _Bytes = channel.unary_unary(f"/{_SERVICE}/GetStatus")
-            line = self._lines[process] = _Line(channel, execute, status)
+            line = self._lines[process] = _Line(channel, dispatch, execute, status)
         return line
 
 

@@ -7,7 +7,7 @@ decides is a policy's; this file only brings facts to them and carries out what 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from services.domain.clock import Clock
 from services.domain.deadline import Deadline
@@ -36,8 +36,7 @@ RESERVE_SHARE = 0.1
 """Most of a short deadline that is kept back to answer in."""
 
 
-@dataclass(frozen=True, slots=True)
-class HostAnswer:
+class HostAnswer(NamedTuple):
     """What a host answered."""
 
     payload: object
@@ -102,6 +101,18 @@ class Feedback(Protocol):
         ...
 
 
+class Counts(Protocol):
+    """Calls in flight, over all processes that share the limit."""
+
+    def enter(self) -> int:
+        """Count one in; returns how many there were before it."""
+        ...
+
+    def leave(self) -> None:
+        """Count one out."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What one router holds, and keeps back."""
@@ -110,10 +121,11 @@ class Limits:
     """Calls at once; more are refused."""
     reserve_s: float
     """Seconds of each deadline kept back to carry the answer home."""
+    retry_share: float
+    """The part of each retry budget that this process may spend, in (0, 1]."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """An answer and how it came about."""
 
     payload: object
@@ -133,6 +145,7 @@ class Pipeline:
         rng: KeyedRng,
         fleet: Fleet,
         limits: Limits,
+        counts: Counts,
     ) -> None:
         """Route by `catalog`, over `hosts`."""
         self._catalog = catalog
@@ -144,7 +157,7 @@ class Pipeline:
         self._book = HostBook()
         self._planner = Planner(self._book, fleet)
         self._budgets: dict[str, retrying.RetryBudget] = {}
-        self._in_flight = 0
+        self._counts = counts
 
     async def route(self, call: InferCall, *, remaining_s: float | None) -> Answer:
         """Run one call.
@@ -158,9 +171,9 @@ class Pipeline:
         """
         start_s = self._clock.now_s()
         decision: Decision | None = None
-        self._in_flight += 1
+        in_flight = self._counts.enter()
         try:
-            admitted = admit_to_router(in_flight=self._in_flight - 1, most=self._limits.most_in_flight)
+            admitted = admit_to_router(in_flight=in_flight, most=self._limits.most_in_flight)
             if isinstance(admitted, Reject):
                 raise Overloaded(
                     f"this router has {self._limits.most_in_flight} calls, the most it holds",
@@ -176,7 +189,7 @@ class Pipeline:
             self._feedback.cancelled(decision)
             raise
         finally:
-            self._in_flight -= 1
+            self._counts.leave()
 
     def explain(self, call: InferCall, *, remaining_s: float | None) -> Decision:
         """Decide one call and run nothing. A call without any inputs asks what its name alone leads to.
@@ -279,7 +292,7 @@ class Pipeline:
         now_s = self._clock.now_s()
         took_s = now_s - sent_s
         network_s = max(0.0, took_s - answer.queue_s - answer.compute_s)
-        scoring.answered(state, network_s)
+        scoring.answered(state, network_s, now_s)
         take_report(state, answer.load, plan.option.key, now_s)
         self._note(decision, Attempt(plan.record.host_id, took_s, None))
         stages = decision.stages
@@ -354,7 +367,7 @@ class Pipeline:
     def _budget(self, name: str, now_s: float) -> retrying.RetryBudget:
         budget = self._budgets.get(name)
         if budget is None:
-            budget = self._budgets[name] = retrying.RetryBudget(now_s)
+            budget = self._budgets[name] = retrying.RetryBudget(now_s, share=self._limits.retry_share)
         return budget
 
     def _bits(self, call: InferCall, number: int) -> int:

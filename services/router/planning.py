@@ -5,6 +5,7 @@ No I/O and no time of its own, so that a decision can be explained without being
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from services.domain.errors import BudgetExhausted, NoCandidate, NoReadyHost, Overloaded, YardError
 from services.domain.host import HostRecord
@@ -33,8 +34,7 @@ class Fleet:
     """Added to the prediction of hosts of another zone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """One attempt to be made."""
 
     option: Option

@@ -2,16 +2,17 @@
 
 import itertools
 import os
-from collections.abc import Iterator
-from typing import Any, TypeAlias
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Protocol, TypeAlias
 
 import grpc.aio
 
 from modelyard.inference.v1 import inference_pb2 as pb
+from services.chassis.encoding import Encoded
 from services.chassis.telemetry import current
 from services.domain.request import InferCall
 from services.router import wire
-from services.router.frames import Encoded, Received, with_decision
+from services.router.frames import Received, with_decision
 from services.router.pipeline import Answer, Pipeline
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -37,13 +38,13 @@ class Calls:
         Raises:
             YardError: It cannot be answered.
         """
-        answer = await self.run(request, context)
+        answer = await self.run(request, context, remaining_s=context.time_remaining())
         context.set_trailing_metadata(wire.trailing_metadata(answer.decision))
         return answer
 
-    async def run(self, request: Received, context: Context) -> Answer:
-        """Run one call of several in a stream."""
-        return await self._pipeline.route(self.read(request, context), remaining_s=context.time_remaining())
+    async def run(self, request: Received, context: Context, *, remaining_s: float | None) -> Answer:
+        """Run one call, perhaps of several in a stream, that has `remaining_s` left; None if it has no deadline."""
+        return await self._pipeline.route(self.read(request, context), remaining_s=remaining_s)
 
     def read(self, request: Received, context: Context, *, dry: bool = False) -> InferCall:
         """A request as the decisions see it."""
@@ -57,19 +58,36 @@ class Calls:
         )
 
 
+def encoded(answer: Answer) -> Encoded:
+    """An answer with its Decision."""
+    assert isinstance(answer.payload, bytes)
+    return with_decision(answer.payload, wire.decision_to(answer.decision))
+
+
+class ServesMany(Protocol):
+    """Who serves the streams."""
+
+    async def serve(self, messages: AsyncIterator[Any], context: Context) -> None:
+        """Serve one to its end."""
+        ...
+
+
 class InferenceServicer:
     """modelyard.inference.v1.InferenceService."""
 
-    def __init__(self, *, calls: Calls, pipeline: Pipeline) -> None:
+    def __init__(self, *, calls: Calls, many: "ServesMany", pipeline: Pipeline) -> None:
         """Serve calls."""
         self._calls = calls
+        self._many = many
         self._pipeline = pipeline
 
     async def Infer(self, request: Received, context: Context) -> Encoded:
         """Route one call."""
-        answer = await self._calls.infer(request, context)
-        assert isinstance(answer.payload, bytes)
-        return with_decision(answer.payload, wire.decision_to(answer.decision))
+        return encoded(await self._calls.infer(request, context))
+
+    async def InferMany(self, messages: AsyncIterator[Any], context: Context) -> None:
+        """Route many calls."""
+        await self._many.serve(messages, context)
 
     async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:
         """Decide one call and run nothing."""

@@ -8,12 +8,13 @@ import grpc.aio
 
 from modelyard.host.v1 import host_pb2
 from modelyard.openinference.v2 import grpc_service_pb2 as v2
+from services.chassis.encoding import Encoded
 from services.chassis.telemetry import logger
 from services.domain.errors import ModelNotFound, NoReadyHost, NotSupported, VersionNotFound, YardError
 from services.domain.host import HostRecord
 from services.domain.model import ModelKey
 from services.router import v2_wire, wire
-from services.router.frames import Encoded, Received, streamed, with_decision
+from services.router.frames import Received, streamed, with_decision
 from services.router.pipeline import Answer
 from services.router.servicer import Calls
 from services.router.snapshot import Destination, Snapshot
@@ -191,7 +192,9 @@ class GRPCInferenceServicer:
     async def _streamed(self, request: Received, context: Context) -> Encoded | v2.ModelStreamInferResponse:
         """One answer of a stream; an error is an answer too."""
         try:
-            return streamed(_encoded(request, await self._calls.run(request, context)))
+            return streamed(
+                _encoded(request, await self._calls.run(request, context, remaining_s=context.time_remaining()))
+            )
         except YardError as error:
             text = error.message
         except Exception as error:

@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.message import Message
 from grpc_tools import protoc
+
+from modelyard.host.v1 import host_pb2
+from modelyard.host.v1 import opaque_pb2 as host_opaque
+from modelyard.inference.v1 import inference_pb2
+from modelyard.inference.v1 import opaque_pb2 as inference_opaque
 
 ROOT = Path(__file__).parents[2]
 STATUSES = {
@@ -68,3 +74,33 @@ def test_every_status_named_is_one_of_grpc(rpc_comments: dict[str, str]) -> None
         shouted = {word.strip(",;.():\n") for word in stated.split()}
         unknown = {word for word in shouted if word.isupper() and "_" in word and word not in STATUSES | {"REQUEST_ID"}}
         assert not unknown, f"{name} names {unknown}"
+
+
+def test_opaque_messages_are_their_twins_on_the_wire() -> None:
+    twins: dict[type[Message], type[Message]] = {
+        host_opaque.OpaqueDispatchRequest: host_pb2.DispatchRequest,
+        host_opaque.OpaqueDispatchedCall: host_pb2.DispatchedCall,
+        host_opaque.OpaqueDispatchResponse: host_pb2.DispatchResponse,
+        host_opaque.OpaqueDispatchResult: host_pb2.DispatchResult,
+        inference_opaque.OpaqueInferManyRequest: inference_pb2.InferManyRequest,
+        inference_opaque.OpaqueManyCall: inference_pb2.ManyCall,
+        inference_opaque.OpaqueInferManyResponse: inference_pb2.InferManyResponse,
+        inference_opaque.OpaqueManyResult: inference_pb2.ManyResult,
+    }
+    passed_on = {"modelyard.inference.v1.InferRequest", "modelyard.inference.v1.InferResponse"}
+    described = {opaque.DESCRIPTOR.full_name: twin.DESCRIPTOR.full_name for opaque, twin in twins.items()}
+    for opaque, twin in twins.items():
+        ours, theirs = opaque.DESCRIPTOR.fields_by_name, twin.DESCRIPTOR.fields_by_name
+        assert set(ours) == set(theirs)
+        for name, field in ours.items():
+            other = theirs[name]
+            assert (field.number, field.is_repeated) == (other.number, other.is_repeated), (twin, name)
+            if field.type == field.TYPE_BYTES:
+                assert other.message_type is not None, (twin, name)
+                assert other.message_type.full_name in passed_on, (twin, name)
+            elif field.message_type is not None:
+                own = field.message_type.full_name
+                assert other.message_type is not None
+                assert described.get(own, own) == other.message_type.full_name, (twin, name)
+            else:
+                assert field.type == other.type, (twin, name)

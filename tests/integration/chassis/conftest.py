@@ -5,7 +5,8 @@ import grpc.aio
 import pytest
 
 from services.chassis.channels import open_channel
-from services.chassis.server import DeadlineRule, Server, ServerLimits
+from services.chassis.engines import EngineName, ServerLimits
+from services.chassis.server import DeadlineRule, Server
 from tests.integration.chassis.notes import POOL, SERVICE, Notes, Stub, telemetry
 
 
@@ -22,8 +23,12 @@ class Served:
         return f"127.0.0.1:{self.port}"
 
 
-async def serve(limits: ServerLimits | None = None, deadline: DeadlineRule = DeadlineRule.REQUIRED) -> Served:
-    server = Server(address="127.0.0.1:0", telemetry=telemetry(), limits=limits or ServerLimits())
+async def serve(
+    limits: ServerLimits | None = None,
+    deadline: DeadlineRule = DeadlineRule.REQUIRED,
+    engine: EngineName = "aio",
+) -> Served:
+    server = Server(address="127.0.0.1:0", telemetry=telemetry(), limits=limits or ServerLimits(), engine=engine)
     notes = Notes()
     server.add(SERVICE, notes, deadline=deadline, reflection_pool=POOL, endless=("Follow",))
     port = await server.start()
@@ -36,9 +41,16 @@ async def close(served: Served) -> None:
     await served.server.drain(lame_duck_s=0.0, grace_s=0.0)
 
 
+@pytest.fixture(params=["aio", "native"])
+def engine(request: pytest.FixtureRequest) -> EngineName:
+    """What is under the server."""
+    name: EngineName = request.param
+    return name
+
+
 @pytest.fixture
-async def served() -> AsyncIterator[Served]:
-    """The notes service, deadlines required, and a channel to it."""
-    each = await serve()
+async def served(engine: EngineName) -> AsyncIterator[Served]:
+    """The notes service, deadlines required, and a channel to it, on either engine."""
+    each = await serve(engine=engine)
     yield each
     await close(each)

@@ -7,8 +7,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from services.chassis.channels import call, open_channel
+from services.chassis.engines import EngineName, ServerLimits
 from services.chassis.errors import from_rpc_error
-from services.chassis.server import ServerLimits
 from services.domain.errors import Draining, HostUnavailable, YardError
 from tests.integration.chassis.conftest import Served, close, serve
 from tests.integration.chassis.notes import Note, Stub
@@ -47,8 +47,8 @@ async def ask_health(channel: grpc.aio.Channel, tally: Tally) -> None:
             tally.told = answer.status != health_pb2.HealthCheckResponse.SERVING
 
 
-async def drained_under_load(lame_duck_s: float) -> Tally:
-    served, tally = await serve(), Tally()
+async def drained_under_load(lame_duck_s: float, engine: EngineName) -> Tally:
+    served, tally = await serve(engine=engine), Tally()
     async with open_channel(served.address) as channel:
         senders = [asyncio.ensure_future(send(Stub(channel), tally)) for _ in range(SENDERS)]
         async with asyncio.timeout(30):
@@ -61,16 +61,16 @@ async def drained_under_load(lame_duck_s: float) -> Tally:
     return tally
 
 
-async def test_lame_duck_loses_no_call_of_callers_who_heed_health() -> None:
-    tally = await drained_under_load(lame_duck_s=1.0)
+async def test_lame_duck_loses_no_call_of_callers_who_heed_health(engine: EngineName) -> None:
+    tally = await drained_under_load(lame_duck_s=1.0, engine=engine)
 
     assert tally.sent >= CALLS_AT_LEAST
     assert tally.lost == 0
 
 
-async def test_stop_without_lame_duck_loses_calls() -> None:
+async def test_stop_without_lame_duck_loses_calls(engine: EngineName) -> None:
     """What the test above would look like with its defence removed."""
-    tally = await drained_under_load(lame_duck_s=0.0)
+    tally = await drained_under_load(lame_duck_s=0.0, engine=engine)
 
     assert tally.lost > 0
 
@@ -140,7 +140,7 @@ async def test_endless_stream_is_ended_as_draining_and_not_waited_for(served: Se
     assert served.server.draining
 
 
-async def test_server_that_never_started_drains() -> None:
-    served = await serve()
+async def test_server_that_has_drained_drains_again(engine: EngineName) -> None:
+    served = await serve(engine=engine)
     await close(served)
     await served.server.drain(lame_duck_s=0.0)

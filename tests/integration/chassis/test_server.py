@@ -1,10 +1,12 @@
 import asyncio
 import errno
+import importlib.util
 import io
 import json
 import logging
 import struct
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -15,9 +17,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-un
 from grpc_status import rpc_status  # type: ignore[import-untyped]
 
 from services.chassis.channels import call, open_channel
+from services.chassis.engines import EngineName, EngineUnavailable, ServerLimits
 from services.chassis.errors import DETAILS_KEY, from_rpc_error
 from services.chassis.instruments import REGISTRY
-from services.chassis.server import DeadlineRule, PortInUse, Server, ServerLimits, UnsafeAddress
+from services.chassis.server import DeadlineRule, PortInUse, Server, UnsafeAddress
 from services.chassis.telemetry import TraceContext, attach, detach, setup_logging
 from services.domain import errors as domain
 from services.domain.clock import SystemClock
@@ -63,9 +66,9 @@ async def test_all_four_kinds_of_method_are_served(served: Served) -> None:
     ]
 
 
-async def test_service_is_served_under_another_name_with_other_classes() -> None:
+async def test_service_is_served_under_another_name_with_other_classes(engine: EngineName) -> None:
     other = note_class(pool_of("othertest"), "othertest")
-    server, notes = Server(address="127.0.0.1:0", telemetry=telemetry()), Notes()
+    server, notes = Server(address="127.0.0.1:0", telemetry=telemetry(), engine=engine), Notes()
     server.add(
         SERVICE, notes, deadline=DeadlineRule.OPTIONAL, name="renamed.Notes", messages={"chassistest.Note": other}
     )
@@ -122,8 +125,8 @@ async def test_call_without_deadline_is_refused_inside_the_mesh(served: Served) 
     assert served.notes.requests == []
 
 
-async def test_call_without_deadline_is_served_to_the_public() -> None:
-    served = await serve(deadline=DeadlineRule.OPTIONAL)
+async def test_call_without_deadline_is_served_to_the_public(engine: EngineName) -> None:
+    served = await serve(deadline=DeadlineRule.OPTIONAL, engine=engine)
 
     await served.stub.One(Note())
 
@@ -185,8 +188,8 @@ async def test_spent_deadline_is_refused_before_the_call(served: Served) -> None
     assert served.notes.requests == []
 
 
-async def test_message_over_the_limit_is_resource_exhausted_and_no_overload() -> None:
-    served = await serve(ServerLimits(max_message_bytes=10_000))
+async def test_message_over_the_limit_is_resource_exhausted_and_no_overload(engine: EngineName) -> None:
+    served = await serve(ServerLimits(max_message_bytes=10_000), engine=engine)
 
     request = await error_of(served.stub.One(Note(text="x" * 20_000), timeout=5))
     answer = await error_of(served.stub.One(Note(text="big", number=20_000), timeout=5))
@@ -312,13 +315,13 @@ async def test_hundreds_of_faults_still_arrive(served: Served) -> None:
     assert "more faults" in caught.value.faults[-1].message
 
 
-async def test_trailing_metadata_of_the_servicer_survives_its_error() -> None:
+async def test_trailing_metadata_of_the_servicer_survives_its_error(engine: EngineName) -> None:
     class Loaded(Notes):
         async def One(self, request: object, context: grpc.aio.ServicerContext) -> None:  # type: ignore[override, type-arg]
             context.set_trailing_metadata((("x-modelyard-load-bin", b"\x01\x02"),))
             raise domain.Overloaded("full")
 
-    server = Server(address="127.0.0.1:0", telemetry=telemetry())
+    server = Server(address="127.0.0.1:0", telemetry=telemetry(), engine=engine)
     server.add(SERVICE, Loaded(), deadline=DeadlineRule.OPTIONAL)
     port = await server.start()
     async with open_channel(f"127.0.0.1:{port}") as channel:
@@ -435,8 +438,8 @@ async def test_calls_in_progress_are_shown(served: Served) -> None:
 # --- the address -------------------------------------------------------------------------------
 
 
-async def test_port_in_use_names_the_address_and_the_flag(served: Served) -> None:
-    second = Server(address=served.address, telemetry=telemetry())
+async def test_port_in_use_names_the_address_and_the_flag(served: Served, engine: EngineName) -> None:
+    second = Server(address=served.address, telemetry=telemetry(), engine=engine)
 
     with pytest.raises(PortInUse) as caught:
         await second.start()
@@ -456,6 +459,42 @@ async def test_address_that_other_machines_reach_is_refused(address: str) -> Non
 async def test_address_that_is_none_is_refused(address: str) -> None:
     with pytest.raises(OSError, match="is not HOST:PORT"):
         await Server(address=address, telemetry=telemetry()).start()
+
+
+# --- the engine --------------------------------------------------------------------------------
+
+
+async def engine_of(engine: EngineName, address: str = "127.0.0.1:0", limits: ServerLimits | None = None) -> str:
+    server = Server(
+        address=address, telemetry=telemetry(), limits=limits or ServerLimits(), insecure=True, engine=engine
+    )
+    server.add(SERVICE, Notes(), deadline=DeadlineRule.OPTIONAL)
+    await server.start()
+    name = server.engine
+    await server.drain(lame_duck_s=0.0, grace_s=0.0)
+    return name
+
+
+async def test_auto_is_native_where_only_this_machine_reaches_it(tmp_path: Path) -> None:
+    assert await engine_of("auto") == "native"
+    assert await engine_of("auto", f"unix:{tmp_path}/a.sock") == "native"
+    assert await engine_of("auto", "0.0.0.0:0") == "aio"
+
+
+async def test_what_the_native_engine_cannot_do_is_refused_at_start_and_says_what_to_do() -> None:
+    brief = ServerLimits(max_connection_age_s=1.0)
+
+    with pytest.raises(EngineUnavailable, match=r"by age or idleness.*--engine aio"):
+        await engine_of("native", limits=brief)
+    assert await engine_of("auto", limits=brief) == "aio"
+
+
+async def test_without_the_package_native_is_refused_and_auto_is_aio(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+    with pytest.raises(EngineUnavailable, match="is not installed: pip install"):
+        await engine_of("native")
+    assert await engine_of("auto") == "aio"
 
 
 async def test_private_pool_does_not_enter_the_default_one(served: Served) -> None:

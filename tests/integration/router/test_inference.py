@@ -315,7 +315,7 @@ async def test_a_caller_that_goes_away_takes_its_calls_on_hosts_along(channel: g
 
 
 async def test_calls_together_share_batches_and_hosts(channel: grpc.aio.Channel) -> None:
-    answers = await asyncio.gather(*(stub(channel).Infer(typed(rows=1), timeout=20.0) for _ in range(100)))
+    answers = await asyncio.gather(*(stub(channel).Infer(typed("busy", rows=1), timeout=20.0) for _ in range(100)))
 
     assert {answer.decision.host for answer in answers} == {"host-0", "host-1"}
     assert max(answer.decision.batch_size for answer in answers) > 1

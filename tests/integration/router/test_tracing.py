@@ -59,7 +59,7 @@ async def test_router_and_host_are_one_trace_with_right_parents(tmp_path: Path, 
     made_attempts = named("attempt", tried.span_id)
     assert len(made_attempts) == 1 + dead_first
     assert {span.kind for span in made_attempts} == {Span.SPAN_KIND_CLIENT}
-    answered = [attempt for attempt in made_attempts if named("ModelHostService/Execute", attempt.span_id)]
+    answered = [attempt for attempt in made_attempts if named("ModelHostService/Dispatch", attempt.span_id)]
     assert len(answered) == 1
     failed = [attempt for attempt in made_attempts if attempt not in answered]
     assert [attempt.status.code for attempt in failed] == [2] * dead_first

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from modelyard.inference.v1 import inference_pb2 as pb
 from services.chassis.codec import CONTENTS
 from services.domain.errors import InvalidRequest
-from services.domain.model import TensorSpec
+from services.domain.model import ModelKey, TensorSpec
 from services.domain.objects import Metadata, Model
 from services.model_host.tensors import (
     NUMPY,
@@ -23,12 +23,12 @@ from services.model_host.tensors import (
     to_raw,
     zeros,
 )
-from services.model_host.wire import Schema, fill_response, is_raw, tensors_from, wanted_outputs
+from services.model_host.wire import Schema, encode_answer, is_raw, tensors_from, wanted_outputs
 
 
 def schema_of(*inputs: TensorSpec, batch: int = 32, outputs: tuple[TensorSpec, ...] = ()) -> Schema:
     model = Model(Metadata("m"), inputs, outputs or (TensorSpec("y", "FP32", (-1, 4)),))
-    return Schema(model, max_batch_size=batch)
+    return Schema(model, ModelKey("m", "1.0.0"), max_batch_size=batch)
 
 
 PLAIN = schema_of(TensorSpec("x", "FP32", (-1, 4)))
@@ -86,8 +86,8 @@ def test_typed_form_and_back_is_the_same(case: tuple[str, NDArray]) -> None:
     request = typed_request(datatype, list(array.shape), array.ravel().tolist())
     tensors = tensors_from(request, schema_of(spec, batch=1))
     assert np.array_equal(tensors.inputs["x"], array, equal_nan=array.dtype.kind == "f")
-    response = pb.InferResponse()
-    fill_response(response, (spec,), tensors.inputs, raw=False)
+    encoded = encode_answer(schema_of(spec, outputs=(spec,)), (spec,), tensors.inputs, request_id="r", raw=False)
+    response = pb.InferResponse.FromString(encoded.SerializeToString())
     assert list(response.outputs[0].shape) == list(array.shape)
     back = np.array(getattr(response.outputs[0].contents, CONTENTS[datatype]), array.dtype).reshape(array.shape)
     assert np.array_equal(back, array, equal_nan=array.dtype.kind == "f")
@@ -243,9 +243,10 @@ def test_outputs_are_those_asked_for_in_that_order() -> None:
 
 
 def test_an_answer_without_a_typed_form_is_raw() -> None:
-    response = pb.InferResponse()
     spec = TensorSpec("h", "FP16", (-1,))
-    fill_response(response, (spec,), {"h": np.array([1.5], np.float16)}, raw=False)
+    outputs = {"h": np.array([1.5], np.float16)}
+    encoded = encode_answer(schema_of(spec, outputs=(spec,)), (spec,), outputs, request_id="", raw=False)
+    response = pb.InferResponse.FromString(encoded.SerializeToString())
     assert response.raw_output_contents[0] == np.array([1.5], np.float16).tobytes()
     assert is_raw(pb.InferRequest(raw_input_contents=[b""]))
     assert not is_raw(pb.InferRequest())

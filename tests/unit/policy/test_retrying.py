@@ -18,6 +18,7 @@ from services.domain.errors import (
 )
 from services.policy.retrying import (
     BUDGET_BURST,
+    BUDGET_FLOOR_PER_S,
     Attempted,
     Fate,
     GiveUp,
@@ -39,7 +40,7 @@ LOST = Attempted(
 
 
 def spent_budget() -> RetryBudget:
-    budget = RetryBudget(0.0)
+    budget = RetryBudget(0.0, share=1.0)
     while budget.spend(0.0):
         pass
     return budget
@@ -63,11 +64,11 @@ def test_errors_tell_whether_the_call_may_have_run(error: YardError, fate: Fate)
 
 
 def test_a_lost_call_goes_elsewhere_at_once() -> None:
-    assert decide(LOST, RetryBudget(0.0), now_s=0.0, chance=0.9) == Retry(elsewhere=True, backoff_s=0.0)
+    assert decide(LOST, RetryBudget(0.0, share=1.0), now_s=0.0, chance=0.9) == Retry(elsewhere=True, backoff_s=0.0)
 
 
 def test_what_may_have_run_is_not_repeated_unless_idempotent() -> None:
-    verdict = decide(replace(LOST, idempotent=False), RetryBudget(0.0), now_s=0.0, chance=0.5)
+    verdict = decide(replace(LOST, idempotent=False), RetryBudget(0.0, share=1.0), now_s=0.0, chance=0.5)
 
     assert isinstance(verdict, GiveUp)
 
@@ -75,11 +76,11 @@ def test_what_may_have_run_is_not_repeated_unless_idempotent() -> None:
 def test_what_never_ran_is_repeated_even_if_not_idempotent() -> None:
     refused = replace(LOST, error=ModelNotReady("loading"), idempotent=False)
 
-    assert isinstance(decide(refused, RetryBudget(0.0), now_s=0.0, chance=0.5), Retry)
+    assert isinstance(decide(refused, RetryBudget(0.0, share=1.0), now_s=0.0, chance=0.5), Retry)
 
 
 def test_attempts_have_a_limit() -> None:
-    assert isinstance(decide(replace(LOST, number=3), RetryBudget(0.0), now_s=0.0, chance=0.5), GiveUp)
+    assert isinstance(decide(replace(LOST, number=3), RetryBudget(0.0, share=1.0), now_s=0.0, chance=0.5), GiveUp)
 
 
 def test_a_spent_budget_stops_retries() -> None:
@@ -97,20 +98,42 @@ def test_the_loss_of_a_good_host_is_free_of_the_budget() -> None:
 def test_the_same_host_is_tried_only_after_a_pause() -> None:
     alone = replace(LOST, others=False, number=2)
 
-    assert decide(alone, RetryBudget(0.0), now_s=0.0, chance=0.5) == Retry(elsewhere=False, backoff_s=0.025)
-    assert decide(alone, RetryBudget(0.0), now_s=0.0, chance=0.0) == Retry(elsewhere=False, backoff_s=0.0)
+    assert decide(alone, RetryBudget(0.0, share=1.0), now_s=0.0, chance=0.5) == Retry(elsewhere=False, backoff_s=0.025)
+    assert decide(alone, RetryBudget(0.0, share=1.0), now_s=0.0, chance=0.0) == Retry(elsewhere=False, backoff_s=0.0)
 
 
 def test_the_same_host_is_not_tried_before_it_asked_to_be() -> None:
     pushed_back = replace(LOST, others=False, error=Overloaded("full", retry_after_s=0.4))
 
-    assert decide(pushed_back, RetryBudget(0.0), now_s=0.0, chance=0.5) == Retry(elsewhere=False, backoff_s=0.4)
+    assert decide(pushed_back, RetryBudget(0.0, share=1.0), now_s=0.0, chance=0.5) == Retry(
+        elsewhere=False, backoff_s=0.4
+    )
 
 
 def test_a_pause_that_outlasts_the_deadline_is_not_made() -> None:
     pushed_back = replace(LOST, others=False, error=Overloaded("full", retry_after_s=0.4), remaining_s=0.3)
 
-    assert isinstance(decide(pushed_back, RetryBudget(0.0), now_s=0.0, chance=0.5), GiveUp)
+    assert isinstance(decide(pushed_back, RetryBudget(0.0, share=1.0), now_s=0.0, chance=0.5), GiveUp)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4, 20])
+def test_workers_together_spend_what_one_would(workers: int) -> None:
+    budgets = [RetryBudget(0.0, share=1.0 / workers) for _ in range(workers)]
+
+    def spent(now_s: float) -> int:
+        return sum(budget.spend(now_s) for budget in budgets for _ in range(100))
+
+    assert spent(0.0) == BUDGET_BURST
+    assert spent(20.0) == 20 * BUDGET_FLOOR_PER_S
+    assert spent(1e6) == BUDGET_BURST  # full again, and no fuller
+
+
+def test_a_share_below_one_retry_still_comes_to_one_in_time() -> None:
+    budget = RetryBudget(0.0, share=1.0 / 40)
+
+    assert not budget.spend(0.0)
+    assert budget.spend(20.0)
+    assert not budget.spend(20.0)
 
 
 def test_a_quiet_route_gets_its_budget_back_by_time() -> None:
@@ -122,7 +145,7 @@ def test_a_quiet_route_gets_its_budget_back_by_time() -> None:
 
 @given(st.integers(100, 3000), st.floats(0.0, 5.0))
 def test_when_everything_fails_retries_stay_near_a_tenth_of_the_calls(calls: int, seconds: float) -> None:
-    budget = RetryBudget(0.0)
+    budget = RetryBudget(0.0, share=1.0)
     retries = 0
 
     for number in range(calls):

@@ -138,7 +138,7 @@ def test_a_failure_adds_five_seconds_that_fade_by_time_and_not_by_success() -> N
     scoring.punish_host(state, 0.0)
 
     for _ in range(100):
-        scoring.answered(state, 0.0)
+        scoring.answered(state, 0.0, 0.0)
 
     assert scoring.penalty_s(state, 0.0) == pytest.approx(5.0)
     assert scoring.penalty_s(state, 10.0) == pytest.approx(5.0 / math.e)
@@ -163,15 +163,37 @@ def test_a_failing_version_leaves_the_others_on_its_host_alone() -> None:
     assert scoring.penalty_s(sound, 0.0) == 0.0
 
 
-def test_an_answer_clears_the_suspicion_and_teaches_the_way() -> None:
+def test_an_answer_clears_the_suspicion() -> None:
     state = a_state()
     state.host.suspect = True
-    state.host.network_s = 0.010
 
-    scoring.answered(state, 0.020)
+    scoring.answered(state, 0.020, 0.0)
 
     assert not state.host.suspect
-    assert state.host.network_s == pytest.approx(0.011)
+
+
+def test_the_way_is_the_least_time_seen_and_not_what_a_burst_waited() -> None:
+    state = a_state()
+    state.host.network_s = 0.010
+    scoring.answered(state, 0.002, 10.0)
+
+    scoring.answered(state, 0.500, 10.1)
+    assert state.host.network_s == pytest.approx(0.002)
+    scoring.answered(state, 0.001, 10.2)
+    assert state.host.network_s == pytest.approx(0.001)
+
+
+def test_a_way_that_became_longer_is_learned_window_by_window() -> None:
+    state = a_state()
+    state.host.network_s = 0.010
+    scoring.answered(state, 0.001, 10.0)
+
+    seen = []
+    for second in range(12, 20, 2):
+        scoring.answered(state, 0.005, float(second))
+        seen.append(state.host.network_s)
+
+    assert seen == pytest.approx([0.0015, 0.00225, 0.003375, 0.005])
 
 
 @given(

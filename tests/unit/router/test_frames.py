@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from modelyard.host.v1 import host_pb2
 from modelyard.inference.v1 import inference_pb2 as pb
 from modelyard.openinference.v2 import grpc_service_pb2 as v2
+from services.chassis.codec import key_to
+from services.chassis.encoding import Encoded
 from services.domain.model import ModelKey
 from services.router import frames
-from services.router.frames import SMALL_BYTES, Encoded, Payload, Received
+from services.router.frames import SMALL_BYTES, Payload, Received
 
 KEY = ModelKey("echo", "1.0.0")
 
@@ -92,7 +94,7 @@ def test_the_host_reads_what_the_caller_wrote(size: int) -> None:
     request = a_request(size, request_id="mine")
     payload = Payload(request.SerializeToString())
 
-    command = host_pb2.ExecuteRequest.FromString(frames.execute_request(frames.key_prefix(KEY), payload))
+    command = host_pb2.ExecuteRequest.FromString(frames.execute_request(key_to(KEY), payload))
 
     assert (command.key.model, command.key.version) == ("echo", "1.0.0")
     assert command.request == request
@@ -102,7 +104,7 @@ def test_the_host_reads_the_id_that_was_made_up() -> None:
     request = a_request(5)
     payload = Payload(request.SerializeToString(), "made-up")
 
-    command = host_pb2.ExecuteRequest.FromString(frames.execute_request(frames.key_prefix(KEY), payload))
+    command = host_pb2.ExecuteRequest.FromString(frames.execute_request(key_to(KEY), payload))
 
     assert command.request == a_request(5, request_id="made-up")
 

@@ -135,15 +135,15 @@ async def test_a_draining_host_gets_no_calls() -> None:
 @pytest.mark.parametrize(
     ("tensor", "path"),
     [
-        (replace(INPUT, datatype="FLOAT"), "inputs[0].datatype"),
-        (replace(INPUT, datatype="INT32"), "inputs[0].datatype"),
-        (replace(INPUT, shape=(4,)), "inputs[0].shape"),
-        (replace(INPUT, shape=(1, 5), raw_bytes=20), "inputs[0].shape"),
-        (replace(INPUT, raw_bytes=15), "inputs[0]"),
-        (replace(INPUT, shape=(-1, 4)), "inputs[0].shape"),
-        (replace(INPUT, shape=(1 << 62, 4)), "inputs[0].shape"),
-        (replace(INPUT, shape=(1,) * 9), "inputs[0].shape"),
-        (replace(INPUT, name="y"), "inputs[0].name"),
+        (INPUT._replace(datatype="FLOAT"), "inputs[0].datatype"),
+        (INPUT._replace(datatype="INT32"), "inputs[0].datatype"),
+        (INPUT._replace(shape=(4,)), "inputs[0].shape"),
+        (INPUT._replace(shape=(1, 5), raw_bytes=20), "inputs[0].shape"),
+        (INPUT._replace(raw_bytes=15), "inputs[0]"),
+        (INPUT._replace(shape=(-1, 4)), "inputs[0].shape"),
+        (INPUT._replace(shape=(1 << 62, 4)), "inputs[0].shape"),
+        (INPUT._replace(shape=(1,) * 9), "inputs[0].shape"),
+        (INPUT._replace(name="y"), "inputs[0].name"),
     ],
 )
 async def test_a_tensor_that_does_not_fit_is_named(tensor: TensorMeta, path: str) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from services.chassis.shared_counts import LocalCounts
 from services.domain.clock import ManualClock
 from services.domain.errors import YardError
 from services.domain.host import HostRecord
@@ -122,7 +123,8 @@ class World:
             clock=self.clock,
             rng=KeyedRng(0),
             fleet=Fleet(routers=1, zone=zone, zone_way_s=0.002),
-            limits=Limits(most_in_flight=most_in_flight, reserve_s=0.005),
+            limits=Limits(most_in_flight=most_in_flight, reserve_s=0.005, retry_share=1.0),
+            counts=LocalCounts(),
         )
 
     async def decide(self, call: InferCall, *, remaining_s: float | None = None) -> Decision:

@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from modelyard.inference.v1 import inference_pb2 as _inference_pb2
 from modelyard.registry.v1 import objects_pb2 as _objects_pb2
+from modelyard.type.v1 import error_pb2 as _error_pb2
 from modelyard.type.v1 import model_pb2 as _model_pb2
 from modelyard.type.v1 import resources_pb2 as _resources_pb2
 import builtins as _builtins
@@ -98,6 +99,168 @@ class ExecuteResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExecuteResponse: _TypeAlias = ExecuteResponse  # noqa: Y015
+
+@_typing.final
+class DispatchRequest(_message.Message):
+    """Calls that were waiting when the router's loop turned."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALLS_FIELD_NUMBER: _builtins.int
+    CANCELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___DispatchedCall]:
+        """New calls."""
+
+    @_builtins.property
+    def cancels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Numbers of calls whose answers nobody waits for any more. What computes already is not stopped; no result
+        of them needs to come.
+        """
+
+    def __init__(
+        self,
+        *,
+        calls: _abc.Iterable[Global___DispatchedCall] | None = ...,
+        cancels: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "cancels", b"cancels"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DispatchRequest: _TypeAlias = DispatchRequest  # noqa: Y015
+
+@_typing.final
+class DispatchedCall(_message.Message):
+    """One inference for one version, among others."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    TRACESTATE_FIELD_NUMBER: _builtins.int
+    BAGGAGE_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Names the call on this stream; used once."""
+    timeout_s: _builtins.float
+    """Seconds that are left of the call's deadline; must be above 0. A plain number, since there is one per call."""
+    traceparent: _builtins.str
+    """W3C trace context: the header `traceparent`; empty if there is none."""
+    tracestate: _builtins.str
+    """W3C trace context: the header `tracestate`."""
+    baggage: _builtins.str
+    """W3C baggage: the header `baggage`."""
+    @_builtins.property
+    def key(self) -> _model_pb2.ModelKey:
+        """The version, as in ExecuteRequest."""
+
+    @_builtins.property
+    def request(self) -> _inference_pb2.InferRequest:
+        """The caller's request. Its id is echoed."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        key: _model_pb2.ModelKey | None = ...,
+        timeout_s: _builtins.float = ...,
+        traceparent: _builtins.str = ...,
+        tracestate: _builtins.str = ...,
+        baggage: _builtins.str = ...,
+        request: _inference_pb2.InferRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baggage", b"baggage", "key", b"key", "number", b"number", "request", b"request", "timeout_s", b"timeout_s", "traceparent", b"traceparent", "tracestate", b"tracestate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DispatchedCall: _TypeAlias = DispatchedCall  # noqa: Y015
+
+@_typing.final
+class DispatchResponse(_message.Message):
+    """Results that were there when the host's loop turned."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
+    CLOSING_FIELD_NUMBER: _builtins.int
+    closing: _builtins.bool
+    """True once the host takes no more calls on this stream: new ones belong elsewhere."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___DispatchResult]:
+        """Results, each of another call."""
+
+    @_builtins.property
+    def load(self) -> _resources_pb2.HostLoad:
+        """The host's load after them, with that of every version they are of."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___DispatchResult] | None = ...,
+        load: _resources_pb2.HostLoad | None = ...,
+        closing: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closing", b"closing", "load", b"load", "results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DispatchResponse: _TypeAlias = DispatchResponse  # noqa: Y015
+
+@_typing.final
+class DispatchResult(_message.Message):
+    """How one call ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    QUEUE_S_FIELD_NUMBER: _builtins.int
+    COMPUTE_S_FIELD_NUMBER: _builtins.int
+    BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """The call's number."""
+    queue_s: _builtins.float
+    """Seconds of waiting for the batch to start."""
+    compute_s: _builtins.float
+    """Seconds of computing, as the whole batch took."""
+    batch_size: _builtins.int
+    """Calls in the batch."""
+    @_builtins.property
+    def response(self) -> _inference_pb2.InferResponse:
+        """The answer, without a Decision; absent if it failed."""
+
+    @_builtins.property
+    def failure(self) -> _error_pb2.Failure:
+        """Why it failed; absent if it did not."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        response: _inference_pb2.InferResponse | None = ...,
+        failure: _error_pb2.Failure | None = ...,
+        queue_s: _builtins.float = ...,
+        compute_s: _builtins.float = ...,
+        batch_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "compute_s", b"compute_s", "failure", b"failure", "number", b"number", "queue_s", b"queue_s", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DispatchResult: _TypeAlias = DispatchResult  # noqa: Y015
 
 @_typing.final
 class LoadModelRequest(_message.Message):

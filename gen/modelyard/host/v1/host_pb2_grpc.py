@@ -35,6 +35,11 @@ class ModelHostServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.Dispatch = channel.stream_stream(
+                '/modelyard.host.v1.ModelHostService/Dispatch',
+                request_serializer=modelyard_dot_host_dot_v1_dot_host__pb2.DispatchRequest.SerializeToString,
+                response_deserializer=modelyard_dot_host_dot_v1_dot_host__pb2.DispatchResponse.FromString,
+                _registered_method=True)
         self.Execute = channel.unary_unary(
                 '/modelyard.host.v1.ModelHostService/Execute',
                 request_serializer=modelyard_dot_host_dot_v1_dot_host__pb2.ExecuteRequest.SerializeToString,
@@ -65,6 +70,20 @@ class ModelHostServiceStub:
 class ModelHostServiceServicer:
     """One process that computes with one device.
     """
+
+    def Dispatch(self, request_iterator, context):
+        """Runs many inferences over one long stream: the router's way for all but large payloads.
+
+        A message carries what was waiting when it was sent. Results come in any order, each as soon as it is
+        there. Every message of the host carries its load. A router ends its side when it opens a newer
+        stream; the host then answers what it has and ends the stream with OK.
+        Retry: each call by itself, by its Failure, as for Execute; a stream that breaks off fails the calls on
+        it like UNAVAILABLE. Statuses: OK; INVALID_ARGUMENT (no such message, or a call's number used twice);
+        UNAVAILABLE (draining); DEADLINE_EXCEEDED; CANCELLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def Execute(self, request, context):
         """Runs one inference on a version that is ready here.
@@ -123,6 +142,11 @@ class ModelHostServiceServicer:
 
 def add_ModelHostServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'Dispatch': grpc.stream_stream_rpc_method_handler(
+                    servicer.Dispatch,
+                    request_deserializer=modelyard_dot_host_dot_v1_dot_host__pb2.DispatchRequest.FromString,
+                    response_serializer=modelyard_dot_host_dot_v1_dot_host__pb2.DispatchResponse.SerializeToString,
+            ),
             'Execute': grpc.unary_unary_rpc_method_handler(
                     servicer.Execute,
                     request_deserializer=modelyard_dot_host_dot_v1_dot_host__pb2.ExecuteRequest.FromString,
@@ -159,6 +183,33 @@ def add_ModelHostServiceServicer_to_server(servicer, server):
 class ModelHostService:
     """One process that computes with one device.
     """
+
+    @staticmethod
+    def Dispatch(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/modelyard.host.v1.ModelHostService/Dispatch',
+            modelyard_dot_host_dot_v1_dot_host__pb2.DispatchRequest.SerializeToString,
+            modelyard_dot_host_dot_v1_dot_host__pb2.DispatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def Execute(request,

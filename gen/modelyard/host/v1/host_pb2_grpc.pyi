@@ -33,6 +33,16 @@ class ModelHostServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ModelHostServiceAsyncStub: ...
+    Dispatch: _grpc.StreamStreamMultiCallable[_host_pb2.DispatchRequest, _host_pb2.DispatchResponse]
+    """Runs many inferences over one long stream: the router's way for all but large payloads.
+
+    A message carries what was waiting when it was sent. Results come in any order, each as soon as it is
+    there. Every message of the host carries its load. A router ends its side when it opens a newer
+    stream; the host then answers what it has and ends the stream with OK.
+    Retry: each call by itself, by its Failure, as for Execute; a stream that breaks off fails the calls on
+    it like UNAVAILABLE. Statuses: OK; INVALID_ARGUMENT (no such message, or a call's number used twice);
+    UNAVAILABLE (draining); DEADLINE_EXCEEDED; CANCELLED.
+    """
     Execute: _grpc.UnaryUnaryMultiCallable[_host_pb2.ExecuteRequest, _host_pb2.ExecuteResponse]
     """Runs one inference on a version that is ready here.
 
@@ -73,6 +83,16 @@ class ModelHostServiceAsyncStub(ModelHostServiceStub):
     """One process that computes with one device."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    Dispatch: _aio.StreamStreamMultiCallable[_host_pb2.DispatchRequest, _host_pb2.DispatchResponse]  # type: ignore[assignment]
+    """Runs many inferences over one long stream: the router's way for all but large payloads.
+
+    A message carries what was waiting when it was sent. Results come in any order, each as soon as it is
+    there. Every message of the host carries its load. A router ends its side when it opens a newer
+    stream; the host then answers what it has and ends the stream with OK.
+    Retry: each call by itself, by its Failure, as for Execute; a stream that breaks off fails the calls on
+    it like UNAVAILABLE. Statuses: OK; INVALID_ARGUMENT (no such message, or a call's number used twice);
+    UNAVAILABLE (draining); DEADLINE_EXCEEDED; CANCELLED.
+    """
     Execute: _aio.UnaryUnaryMultiCallable[_host_pb2.ExecuteRequest, _host_pb2.ExecuteResponse]  # type: ignore[assignment]
     """Runs one inference on a version that is ready here.
 
@@ -110,6 +130,22 @@ class ModelHostServiceAsyncStub(ModelHostServiceStub):
 
 class ModelHostServiceServicer(metaclass=_abc_1.ABCMeta):
     """One process that computes with one device."""
+
+    @_abc_1.abstractmethod
+    def Dispatch(
+        self,
+        request_iterator: _MaybeAsyncIterator[_host_pb2.DispatchRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_host_pb2.DispatchResponse], _abc.AsyncIterator[_host_pb2.DispatchResponse]]:
+        """Runs many inferences over one long stream: the router's way for all but large payloads.
+
+        A message carries what was waiting when it was sent. Results come in any order, each as soon as it is
+        there. Every message of the host carries its load. A router ends its side when it opens a newer
+        stream; the host then answers what it has and ends the stream with OK.
+        Retry: each call by itself, by its Failure, as for Execute; a stream that breaks off fails the calls on
+        it like UNAVAILABLE. Statuses: OK; INVALID_ARGUMENT (no such message, or a call's number used twice);
+        UNAVAILABLE (draining); DEADLINE_EXCEEDED; CANCELLED.
+        """
 
     @_abc_1.abstractmethod
     def Execute(

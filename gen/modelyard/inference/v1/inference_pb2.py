@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from modelyard.type.v1 import error_pb2 as modelyard_dot_type_dot_v1_dot_error__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&modelyard/inference/v1/inference.proto\x12\x16modelyard.inference.v1\x1a\x1egoogle/protobuf/duration.proto\"\x99\x01\n\x0eInferParameter\x12\x14\n\nbool_param\x18\x01 \x01(\x08H\x00\x12\x15\n\x0bint64_param\x18\x02 \x01(\x03H\x00\x12\x16\n\x0cstring_param\x18\x03 \x01(\tH\x00\x12\x16\n\x0c\x64ouble_param\x18\x04 \x01(\x01H\x00\x12\x16\n\x0cuint64_param\x18\x05 \x01(\x04H\x00\x42\x12\n\x10parameter_choice\"\xd0\x01\n\x13InferTensorContents\x12\x15\n\rbool_contents\x18\x01 \x03(\x08\x12\x14\n\x0cint_contents\x18\x02 \x03(\x05\x12\x16\n\x0eint64_contents\x18\x03 \x03(\x03\x12\x15\n\ruint_contents\x18\x04 \x03(\r\x12\x17\n\x0fuint64_contents\x18\x05 \x03(\x04\x12\x15\n\rfp32_contents\x18\x06 \x03(\x02\x12\x15\n\rfp64_contents\x18\x07 \x03(\x01\x12\x16\n\x0e\x62ytes_contents\x18\x08 \x03(\x0c\"\xfa\x07\n\x0cInferRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12H\n\nparameters\x18\x04 \x03(\x0b\x32\x34.modelyard.inference.v1.InferRequest.ParametersEntry\x12\x45\n\x06inputs\x18\x05 \x03(\x0b\x32\x35.modelyard.inference.v1.InferRequest.InferInputTensor\x12P\n\x07outputs\x18\x06 \x03(\x0b\x32?.modelyard.inference.v1.InferRequest.InferRequestedOutputTensor\x12\x1a\n\x12raw_input_contents\x18\x07 \x03(\x0c\x12\x33\n\x05route\x18\x64 \x01(\x0b\x32$.modelyard.inference.v1.RouteOptions\x1a\xb6\x02\n\x10InferInputTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12Y\n\nparameters\x18\x04 \x03(\x0b\x32\x45.modelyard.inference.v1.InferRequest.InferInputTensor.ParametersEntry\x12=\n\x08\x63ontents\x18\x05 \x01(\x0b\x32+.modelyard.inference.v1.InferTensorContents\x1aY\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x35\n\x05value\x18\x02 \x01(\x0b\x32&.modelyard.inference.v1.InferParameter:\x02\x38\x01\x1a\xea\x01\n\x1aInferRequestedOutputTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x63\n\nparameters\x18\x02 \x03(\x0b\x32O.modelyard.inference.v1.InferRequest.InferRequestedOutputTensor.ParametersEntry\x1aY\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x35\n\x05value\x18\x02 \x01(\x0b\x32&.modelyard.inference.v1.InferParameter:\x02\x38\x01\x1aY\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x35\n\x05value\x18\x02 \x01(\x0b\x32&.modelyard.inference.v1.InferParameter:\x02\x38\x01\"\xc3\x05\n\rInferResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12I\n\nparameters\x18\x04 \x03(\x0b\x32\x35.modelyard.inference.v1.InferResponse.ParametersEntry\x12H\n\x07outputs\x18\x05 \x03(\x0b\x32\x37.modelyard.inference.v1.InferResponse.InferOutputTensor\x12\x1b\n\x13raw_output_contents\x18\x06 \x03(\x0c\x12\x32\n\x08\x64\x65\x63ision\x18\x64 \x01(\x0b\x32 .modelyard.inference.v1.Decision\x1a\xb9\x02\n\x11InferOutputTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12[\n\nparameters\x18\x04 \x03(\x0b\x32G.modelyard.inference.v1.InferResponse.InferOutputTensor.ParametersEntry\x12=\n\x08\x63ontents\x18\x05 \x01(\x0b\x32+.modelyard.inference.v1.InferTensorContents\x1aY\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x35\n\x05value\x18\x02 \x01(\x0b\x32&.modelyard.inference.v1.InferParameter:\x02\x38\x01\x1aY\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x35\n\x05value\x18\x02 \x01(\x0b\x32&.modelyard.inference.v1.InferParameter:\x02\x38\x01\"\xe9\x01\n\x0cRouteOptions\x12\x1e\n\x11max_cost_microusd\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0bmin_quality\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x32\n\x06prefer\x18\x03 \x01(\x0e\x32\".modelyard.inference.v1.Preference\x12\x0c\n\x04zone\x18\x04 \x01(\t\x12\x17\n\nidempotent\x18\x05 \x01(\x08H\x02\x88\x01\x01\x12\x0f\n\x07\x65xplain\x18\x06 \x01(\x08\x42\x14\n\x12_max_cost_microusdB\x0e\n\x0c_min_qualityB\r\n\x0b_idempotent\"\x91\x04\n\x08\x44\x65\x63ision\x12\r\n\x05route\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x0c\n\x04zone\x18\x05 \x01(\t\x12\x19\n\x11registry_revision\x18\x06 \x01(\x03\x12\x10\n\x08strategy\x18\x07 \x01(\t\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x31\n\x08\x61ttempts\x18\t \x03(\x0b\x32\x1f.modelyard.inference.v1.Attempt\x12\x32\n\x06stages\x18\n \x01(\x0b\x32\".modelyard.inference.v1.StageTimes\x12\x12\n\nbatch_size\x18\x0b \x01(\x05\x12\x15\n\rcost_microusd\x18\x0c \x01(\x03\x12\x14\n\x07quality\x18\r \x01(\x01H\x00\x88\x01\x01\x12+\n\x08\x64\x65\x61\x64line\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12?\n\x0f\x64\x65\x61\x64line_source\x18\x0f \x01(\x0e\x32&.modelyard.inference.v1.DeadlineSource\x12\x10\n\x08trace_id\x18\x10 \x01(\t\x12\x12\n\nrequest_id\x18\x11 \x01(\t\x12\x35\n\ncandidates\x18\x12 \x03(\x0b\x32!.modelyard.inference.v1.CandidateB\n\n\x08_quality\"e\n\x07\x41ttempt\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\t\x12+\n\x08\x64uration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xe3\x01\n\nStageTimes\x12)\n\x06\x63hoose\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05queue\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x63ompute\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07network\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xe5\x01\n\tCandidate\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08\x66iltered\x18\x03 \x01(\t\x12\r\n\x05score\x18\x04 \x01(\x01\x12\x14\n\x07quality\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rcost_microusd\x18\x06 \x01(\x03\x12,\n\tpredicted\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\x05hosts\x18\x08 \x03(\x0b\x32!.modelyard.inference.v1.HostScoreB\n\n\x08_quality\"\x92\x01\n\tHostScore\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04zone\x18\x02 \x01(\t\x12,\n\tpredicted\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07\x62\x61\x63klog\x18\x04 \x01(\x05\x12*\n\x07penalty\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"G\n\x0e\x45xplainRequest\x12\x35\n\x07request\x18\x01 \x01(\x0b\x32$.modelyard.inference.v1.InferRequest\"E\n\x0f\x45xplainResponse\x12\x32\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32 .modelyard.inference.v1.Decision*\x86\x01\n\nPreference\x12\x1a\n\x16PREFERENCE_UNSPECIFIED\x10\x00\x12\x17\n\x13PREFERENCE_BALANCED\x10\x01\x12\x16\n\x12PREFERENCE_LATENCY\x10\x02\x12\x13\n\x0fPREFERENCE_COST\x10\x03\x12\x16\n\x12PREFERENCE_QUALITY\x10\x04*\xba\x01\n\x0e\x44\x65\x61\x64lineSource\x12\x1f\n\x1b\x44\x45\x41\x44LINE_SOURCE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45\x41\x44LINE_SOURCE_CALLER\x10\x01\x12!\n\x1d\x44\x45\x41\x44LINE_SOURCE_ROUTE_DEFAULT\x10\x02\x12!\n\x1d\x44\x45\x41\x44LINE_SOURCE_ROUTE_MAXIMUM\x10\x03\x12%\n!DEADLINE_SOURCE_TIMEOUT_PARAMETER\x10\x04\x32\xc4\x01\n\x10InferenceService\x12T\n\x05Infer\x12$.modelyard.inference.v1.InferRequest\x1a%.modelyard.inference.v1.InferResponse\x12Z\n\x07\x45xplain\x12&.modelyard.inference.v1.ExplainRequest\x1a\'.modelyard.inference.v1.ExplainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&modelyard/inference/v1/inference.proto\x12\x16modelyard.inference.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dmodelyard/type/v1/error.proto\"\x99\x01\n\x0eInferParameter\x12\x14\n\nbool_param\x18\x01 \x01(\x08H\x00\x12\x15\n\x0bint64_param\x18\x02 \x01(\x03H\x00\x12\x16\n\x0cstring_param\x18\x03 \x01(\tH\x00\x12\x16\n\x0c\x64ouble_param\x18\x04 \x01(\x01H\x00\x12\x16\n\x0cuint64_param\x18\x05 \x01(\x04H\x00\x42\x12\n\x10parameter_choice\"\xd0\x01\n\x13InferTensorContents\x12\x15\n\rbool_contents\x18\x01 \x03(\x08\x12\x14\n\x0cint_contents\x18\x02 \x03(\x05\x12\x16\n\x0eint64_contents\x18\x03 \x03(\x03\x12\x15\n\ruint_contents\x18\x04 \x03(\r\x12\x17\n\x0fuint64_contents\x18\x05 \x03(\x04\x12\x15\n\rfp32_contents\x18\x06 \x03(\x02\x12\x15\n\rfp64_contents\x18\x07 \x03(\x01\x12\x16\n\x0e\x62ytes_contents\x18\x08 \x03(\x0c\"\xfa\x07\n\x0cInferRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12H\n\nparameters\x18\x04 \x03(\x0b\x32\x34.modelyard.inference.v1.InferRequest.ParametersEntry\x12\x45\n\x06inputs\x18\x05 \x03(\x0b\x32\x35.modelyard.inference.v1.InferRequest.InferInputTensor\x12P\n\x07outputs\x18\x06 \x03(\x0b\x32?.modelyard.inference.v1.InferRequest.InferRequestedOutputTensor\x12\x1a\n\x12raw_input_contents\x18\x07 \x03(\x0c\x12\x33\n\x05route\x18\x64 \x01(\x0b\x32$.modelyard.inference.v1.RouteOptions\x1a\xb6\x02\n\x10InferInputTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12Y\n\nparameters\x18\x04 \x03(\x0b\x32\x45.modelyard.inference.v1.InferRequest.InferInputTensor.ParametersEntry\x12=\n\x08\x63ontents\x18\x05 \x01(\x0b\x32+.modelyard.inference.v1.InferTensorContents\x1aY\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x35\n\x05value\x18\x02 \x01(\x0b\x32&.modelyard.inference.v1.InferParameter:\x02\x38\x01\x1a\xea\x01\n\x1aInferRequestedOutputTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x63\n\nparameters\x18\x02 \x03(\x0b\x32O.modelyard.inference.v1.InferRequest.InferRequestedOutputTensor.ParametersEntry\x1aY\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x35\n\x05value\x18\x02 \x01(\x0b\x32&.modelyard.inference.v1.InferParameter:\x02\x38\x01\x1aY\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x35\n\x05value\x18\x02 \x01(\x0b\x32&.modelyard.inference.v1.InferParameter:\x02\x38\x01\"\xc3\x05\n\rInferResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12I\n\nparameters\x18\x04 \x03(\x0b\x32\x35.modelyard.inference.v1.InferResponse.ParametersEntry\x12H\n\x07outputs\x18\x05 \x03(\x0b\x32\x37.modelyard.inference.v1.InferResponse.InferOutputTensor\x12\x1b\n\x13raw_output_contents\x18\x06 \x03(\x0c\x12\x32\n\x08\x64\x65\x63ision\x18\x64 \x01(\x0b\x32 .modelyard.inference.v1.Decision\x1a\xb9\x02\n\x11InferOutputTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12[\n\nparameters\x18\x04 \x03(\x0b\x32G.modelyard.inference.v1.InferResponse.InferOutputTensor.ParametersEntry\x12=\n\x08\x63ontents\x18\x05 \x01(\x0b\x32+.modelyard.inference.v1.InferTensorContents\x1aY\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x35\n\x05value\x18\x02 \x01(\x0b\x32&.modelyard.inference.v1.InferParameter:\x02\x38\x01\x1aY\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x35\n\x05value\x18\x02 \x01(\x0b\x32&.modelyard.inference.v1.InferParameter:\x02\x38\x01\"\xe9\x01\n\x0cRouteOptions\x12\x1e\n\x11max_cost_microusd\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0bmin_quality\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x32\n\x06prefer\x18\x03 \x01(\x0e\x32\".modelyard.inference.v1.Preference\x12\x0c\n\x04zone\x18\x04 \x01(\t\x12\x17\n\nidempotent\x18\x05 \x01(\x08H\x02\x88\x01\x01\x12\x0f\n\x07\x65xplain\x18\x06 \x01(\x08\x42\x14\n\x12_max_cost_microusdB\x0e\n\x0c_min_qualityB\r\n\x0b_idempotent\"\x91\x04\n\x08\x44\x65\x63ision\x12\r\n\x05route\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x0c\n\x04zone\x18\x05 \x01(\t\x12\x19\n\x11registry_revision\x18\x06 \x01(\x03\x12\x10\n\x08strategy\x18\x07 \x01(\t\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x31\n\x08\x61ttempts\x18\t \x03(\x0b\x32\x1f.modelyard.inference.v1.Attempt\x12\x32\n\x06stages\x18\n \x01(\x0b\x32\".modelyard.inference.v1.StageTimes\x12\x12\n\nbatch_size\x18\x0b \x01(\x05\x12\x15\n\rcost_microusd\x18\x0c \x01(\x03\x12\x14\n\x07quality\x18\r \x01(\x01H\x00\x88\x01\x01\x12+\n\x08\x64\x65\x61\x64line\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12?\n\x0f\x64\x65\x61\x64line_source\x18\x0f \x01(\x0e\x32&.modelyard.inference.v1.DeadlineSource\x12\x10\n\x08trace_id\x18\x10 \x01(\t\x12\x12\n\nrequest_id\x18\x11 \x01(\t\x12\x35\n\ncandidates\x18\x12 \x03(\x0b\x32!.modelyard.inference.v1.CandidateB\n\n\x08_quality\"e\n\x07\x41ttempt\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\t\x12+\n\x08\x64uration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xe3\x01\n\nStageTimes\x12)\n\x06\x63hoose\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05queue\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x63ompute\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07network\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xe5\x01\n\tCandidate\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08\x66iltered\x18\x03 \x01(\t\x12\r\n\x05score\x18\x04 \x01(\x01\x12\x14\n\x07quality\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rcost_microusd\x18\x06 \x01(\x03\x12,\n\tpredicted\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\x05hosts\x18\x08 \x03(\x0b\x32!.modelyard.inference.v1.HostScoreB\n\n\x08_quality\"\x92\x01\n\tHostScore\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04zone\x18\x02 \x01(\t\x12,\n\tpredicted\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07\x62\x61\x63klog\x18\x04 \x01(\x05\x12*\n\x07penalty\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"T\n\x10InferManyRequest\x12/\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32 .modelyard.inference.v1.ManyCall\x12\x0f\n\x07\x63\x61ncels\x18\x02 \x03(\x04\"\x8f\x01\n\x08ManyCall\x12\x0b\n\x03tag\x18\x01 \x01(\x04\x12\x35\n\x07request\x18\x02 \x01(\x0b\x32$.modelyard.inference.v1.InferRequest\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\"H\n\x11InferManyResponse\x12\x33\n\x07results\x18\x01 \x03(\x0b\x32\".modelyard.inference.v1.ManyResult\"\x7f\n\nManyResult\x12\x0b\n\x03tag\x18\x01 \x01(\x04\x12\x37\n\x08response\x18\x02 \x01(\x0b\x32%.modelyard.inference.v1.InferResponse\x12+\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x1a.modelyard.type.v1.Failure\"G\n\x0e\x45xplainRequest\x12\x35\n\x07request\x18\x01 \x01(\x0b\x32$.modelyard.inference.v1.InferRequest\"E\n\x0f\x45xplainResponse\x12\x32\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32 .modelyard.inference.v1.Decision*\x86\x01\n\nPreference\x12\x1a\n\x16PREFERENCE_UNSPECIFIED\x10\x00\x12\x17\n\x13PREFERENCE_BALANCED\x10\x01\x12\x16\n\x12PREFERENCE_LATENCY\x10\x02\x12\x13\n\x0fPREFERENCE_COST\x10\x03\x12\x16\n\x12PREFERENCE_QUALITY\x10\x04*\xba\x01\n\x0e\x44\x65\x61\x64lineSource\x12\x1f\n\x1b\x44\x45\x41\x44LINE_SOURCE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45\x41\x44LINE_SOURCE_CALLER\x10\x01\x12!\n\x1d\x44\x45\x41\x44LINE_SOURCE_ROUTE_DEFAULT\x10\x02\x12!\n\x1d\x44\x45\x41\x44LINE_SOURCE_ROUTE_MAXIMUM\x10\x03\x12%\n!DEADLINE_SOURCE_TIMEOUT_PARAMETER\x10\x04\x32\xaa\x02\n\x10InferenceService\x12T\n\x05Infer\x12$.modelyard.inference.v1.InferRequest\x1a%.modelyard.inference.v1.InferResponse\x12\x64\n\tInferMany\x12(.modelyard.inference.v1.InferManyRequest\x1a).modelyard.inference.v1.InferManyResponse(\x01\x30\x01\x12Z\n\x07\x45xplain\x12&.modelyard.inference.v1.ExplainRequest\x1a\'.modelyard.inference.v1.ExplainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,50 +43,58 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INFERRESPONSE_INFEROUTPUTTENSOR_PARAMETERSENTRY']._serialized_options = b'8\001'
   _globals['_INFERRESPONSE_PARAMETERSENTRY']._loaded_options = None
   _globals['_INFERRESPONSE_PARAMETERSENTRY']._serialized_options = b'8\001'
-  _globals['_PREFERENCE']._serialized_start=3823
-  _globals['_PREFERENCE']._serialized_end=3957
-  _globals['_DEADLINESOURCE']._serialized_start=3960
-  _globals['_DEADLINESOURCE']._serialized_end=4146
-  _globals['_INFERPARAMETER']._serialized_start=99
-  _globals['_INFERPARAMETER']._serialized_end=252
-  _globals['_INFERTENSORCONTENTS']._serialized_start=255
-  _globals['_INFERTENSORCONTENTS']._serialized_end=463
-  _globals['_INFERREQUEST']._serialized_start=466
-  _globals['_INFERREQUEST']._serialized_end=1484
-  _globals['_INFERREQUEST_INFERINPUTTENSOR']._serialized_start=846
-  _globals['_INFERREQUEST_INFERINPUTTENSOR']._serialized_end=1156
-  _globals['_INFERREQUEST_INFERINPUTTENSOR_PARAMETERSENTRY']._serialized_start=1067
-  _globals['_INFERREQUEST_INFERINPUTTENSOR_PARAMETERSENTRY']._serialized_end=1156
-  _globals['_INFERREQUEST_INFERREQUESTEDOUTPUTTENSOR']._serialized_start=1159
-  _globals['_INFERREQUEST_INFERREQUESTEDOUTPUTTENSOR']._serialized_end=1393
-  _globals['_INFERREQUEST_INFERREQUESTEDOUTPUTTENSOR_PARAMETERSENTRY']._serialized_start=1067
-  _globals['_INFERREQUEST_INFERREQUESTEDOUTPUTTENSOR_PARAMETERSENTRY']._serialized_end=1156
-  _globals['_INFERREQUEST_PARAMETERSENTRY']._serialized_start=1067
-  _globals['_INFERREQUEST_PARAMETERSENTRY']._serialized_end=1156
-  _globals['_INFERRESPONSE']._serialized_start=1487
-  _globals['_INFERRESPONSE']._serialized_end=2194
-  _globals['_INFERRESPONSE_INFEROUTPUTTENSOR']._serialized_start=1790
-  _globals['_INFERRESPONSE_INFEROUTPUTTENSOR']._serialized_end=2103
-  _globals['_INFERRESPONSE_INFEROUTPUTTENSOR_PARAMETERSENTRY']._serialized_start=1067
-  _globals['_INFERRESPONSE_INFEROUTPUTTENSOR_PARAMETERSENTRY']._serialized_end=1156
-  _globals['_INFERRESPONSE_PARAMETERSENTRY']._serialized_start=1067
-  _globals['_INFERRESPONSE_PARAMETERSENTRY']._serialized_end=1156
-  _globals['_ROUTEOPTIONS']._serialized_start=2197
-  _globals['_ROUTEOPTIONS']._serialized_end=2430
-  _globals['_DECISION']._serialized_start=2433
-  _globals['_DECISION']._serialized_end=2962
-  _globals['_ATTEMPT']._serialized_start=2964
-  _globals['_ATTEMPT']._serialized_end=3065
-  _globals['_STAGETIMES']._serialized_start=3068
-  _globals['_STAGETIMES']._serialized_end=3295
-  _globals['_CANDIDATE']._serialized_start=3298
-  _globals['_CANDIDATE']._serialized_end=3527
-  _globals['_HOSTSCORE']._serialized_start=3530
-  _globals['_HOSTSCORE']._serialized_end=3676
-  _globals['_EXPLAINREQUEST']._serialized_start=3678
-  _globals['_EXPLAINREQUEST']._serialized_end=3749
-  _globals['_EXPLAINRESPONSE']._serialized_start=3751
-  _globals['_EXPLAINRESPONSE']._serialized_end=3820
-  _globals['_INFERENCESERVICE']._serialized_start=4149
-  _globals['_INFERENCESERVICE']._serialized_end=4345
+  _globals['_PREFERENCE']._serialized_start=4289
+  _globals['_PREFERENCE']._serialized_end=4423
+  _globals['_DEADLINESOURCE']._serialized_start=4426
+  _globals['_DEADLINESOURCE']._serialized_end=4612
+  _globals['_INFERPARAMETER']._serialized_start=130
+  _globals['_INFERPARAMETER']._serialized_end=283
+  _globals['_INFERTENSORCONTENTS']._serialized_start=286
+  _globals['_INFERTENSORCONTENTS']._serialized_end=494
+  _globals['_INFERREQUEST']._serialized_start=497
+  _globals['_INFERREQUEST']._serialized_end=1515
+  _globals['_INFERREQUEST_INFERINPUTTENSOR']._serialized_start=877
+  _globals['_INFERREQUEST_INFERINPUTTENSOR']._serialized_end=1187
+  _globals['_INFERREQUEST_INFERINPUTTENSOR_PARAMETERSENTRY']._serialized_start=1098
+  _globals['_INFERREQUEST_INFERINPUTTENSOR_PARAMETERSENTRY']._serialized_end=1187
+  _globals['_INFERREQUEST_INFERREQUESTEDOUTPUTTENSOR']._serialized_start=1190
+  _globals['_INFERREQUEST_INFERREQUESTEDOUTPUTTENSOR']._serialized_end=1424
+  _globals['_INFERREQUEST_INFERREQUESTEDOUTPUTTENSOR_PARAMETERSENTRY']._serialized_start=1098
+  _globals['_INFERREQUEST_INFERREQUESTEDOUTPUTTENSOR_PARAMETERSENTRY']._serialized_end=1187
+  _globals['_INFERREQUEST_PARAMETERSENTRY']._serialized_start=1098
+  _globals['_INFERREQUEST_PARAMETERSENTRY']._serialized_end=1187
+  _globals['_INFERRESPONSE']._serialized_start=1518
+  _globals['_INFERRESPONSE']._serialized_end=2225
+  _globals['_INFERRESPONSE_INFEROUTPUTTENSOR']._serialized_start=1821
+  _globals['_INFERRESPONSE_INFEROUTPUTTENSOR']._serialized_end=2134
+  _globals['_INFERRESPONSE_INFEROUTPUTTENSOR_PARAMETERSENTRY']._serialized_start=1098
+  _globals['_INFERRESPONSE_INFEROUTPUTTENSOR_PARAMETERSENTRY']._serialized_end=1187
+  _globals['_INFERRESPONSE_PARAMETERSENTRY']._serialized_start=1098
+  _globals['_INFERRESPONSE_PARAMETERSENTRY']._serialized_end=1187
+  _globals['_ROUTEOPTIONS']._serialized_start=2228
+  _globals['_ROUTEOPTIONS']._serialized_end=2461
+  _globals['_DECISION']._serialized_start=2464
+  _globals['_DECISION']._serialized_end=2993
+  _globals['_ATTEMPT']._serialized_start=2995
+  _globals['_ATTEMPT']._serialized_end=3096
+  _globals['_STAGETIMES']._serialized_start=3099
+  _globals['_STAGETIMES']._serialized_end=3326
+  _globals['_CANDIDATE']._serialized_start=3329
+  _globals['_CANDIDATE']._serialized_end=3558
+  _globals['_HOSTSCORE']._serialized_start=3561
+  _globals['_HOSTSCORE']._serialized_end=3707
+  _globals['_INFERMANYREQUEST']._serialized_start=3709
+  _globals['_INFERMANYREQUEST']._serialized_end=3793
+  _globals['_MANYCALL']._serialized_start=3796
+  _globals['_MANYCALL']._serialized_end=3939
+  _globals['_INFERMANYRESPONSE']._serialized_start=3941
+  _globals['_INFERMANYRESPONSE']._serialized_end=4013
+  _globals['_MANYRESULT']._serialized_start=4015
+  _globals['_MANYRESULT']._serialized_end=4142
+  _globals['_EXPLAINREQUEST']._serialized_start=4144
+  _globals['_EXPLAINREQUEST']._serialized_end=4215
+  _globals['_EXPLAINRESPONSE']._serialized_start=4217
+  _globals['_EXPLAINRESPONSE']._serialized_end=4286
+  _globals['_INFERENCESERVICE']._serialized_start=4615
+  _globals['_INFERENCESERVICE']._serialized_end=4913
 # @@protoc_insertion_point(module_scope)

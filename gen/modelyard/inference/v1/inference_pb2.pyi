@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from modelyard.type.v1 import error_pb2 as _error_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -861,6 +862,132 @@ class HostScore(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HostScore: _TypeAlias = HostScore  # noqa: Y015
+
+@_typing.final
+class InferManyRequest(_message.Message):
+    """Calls of one caller."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALLS_FIELD_NUMBER: _builtins.int
+    CANCELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ManyCall]:
+        """New calls."""
+
+    @_builtins.property
+    def cancels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tags of calls whose results are not wanted any more; none comes of them, unless it is on its way."""
+
+    def __init__(
+        self,
+        *,
+        calls: _abc.Iterable[Global___ManyCall] | None = ...,
+        cancels: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "cancels", b"cancels"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InferManyRequest: _TypeAlias = InferManyRequest  # noqa: Y015
+
+@_typing.final
+class ManyCall(_message.Message):
+    """One call among many."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TAG_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    tag: _builtins.int
+    """Names the call on this stream; free again once its result has come."""
+    traceparent: _builtins.str
+    """W3C trace context: the header `traceparent`; empty: the stream's own, else a trace of its own."""
+    @_builtins.property
+    def request(self) -> Global___InferRequest:
+        """The call."""
+
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """Its deadline, from now; absent: the rest of the stream's, else the route's default."""
+
+    def __init__(
+        self,
+        *,
+        tag: _builtins.int = ...,
+        request: Global___InferRequest | None = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+        traceparent: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "tag", b"tag", "timeout", b"timeout", "traceparent", b"traceparent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ManyCall: _TypeAlias = ManyCall  # noqa: Y015
+
+@_typing.final
+class InferManyResponse(_message.Message):
+    """Results of some calls."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ManyResult]:
+        """Results, each of another call."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___ManyResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InferManyResponse: _TypeAlias = InferManyResponse  # noqa: Y015
+
+@_typing.final
+class ManyResult(_message.Message):
+    """How one call among many ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TAG_FIELD_NUMBER: _builtins.int
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    tag: _builtins.int
+    """The call's tag."""
+    @_builtins.property
+    def response(self) -> Global___InferResponse:
+        """The answer with its Decision; absent if the call failed."""
+
+    @_builtins.property
+    def failure(self) -> _error_pb2.Failure:
+        """Why it failed; absent if it did not."""
+
+    def __init__(
+        self,
+        *,
+        tag: _builtins.int = ...,
+        response: Global___InferResponse | None = ...,
+        failure: _error_pb2.Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "response", b"response", "tag", b"tag"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ManyResult: _TypeAlias = ManyResult  # noqa: Y015
 
 @_typing.final
 class ExplainRequest(_message.Message):

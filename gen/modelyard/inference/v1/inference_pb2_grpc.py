@@ -40,6 +40,11 @@ class InferenceServiceStub:
                 request_serializer=modelyard_dot_inference_dot_v1_dot_inference__pb2.InferRequest.SerializeToString,
                 response_deserializer=modelyard_dot_inference_dot_v1_dot_inference__pb2.InferResponse.FromString,
                 _registered_method=True)
+        self.InferMany = channel.stream_stream(
+                '/modelyard.inference.v1.InferenceService/InferMany',
+                request_serializer=modelyard_dot_inference_dot_v1_dot_inference__pb2.InferManyRequest.SerializeToString,
+                response_deserializer=modelyard_dot_inference_dot_v1_dot_inference__pb2.InferManyResponse.FromString,
+                _registered_method=True)
         self.Explain = channel.unary_unary(
                 '/modelyard.inference.v1.InferenceService/Explain',
                 request_serializer=modelyard_dot_inference_dot_v1_dot_inference__pb2.ExplainRequest.SerializeToString,
@@ -65,6 +70,19 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def InferMany(self, request_iterator, context):
+        """Runs many inferences over one stream, for callers who have many: each is routed by itself, as by Infer.
+
+        Results come in any order, as many in a message as are there. A caller that does not read its results
+        is not read from. The caller ends the stream when it has sent its last call.
+        Retry: each call by itself, by its Failure; what is said of Infer holds. The stream: yes, on UNAVAILABLE, with
+        the calls that had no result. Statuses: OK; INVALID_ARGUMENT (no such message, or a tag in use);
+        UNAVAILABLE (draining); DEADLINE_EXCEEDED; CANCELLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Explain(self, request, context):
         """Says what Infer would choose for this request, and why. Runs nothing.
 
@@ -81,6 +99,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Infer,
                     request_deserializer=modelyard_dot_inference_dot_v1_dot_inference__pb2.InferRequest.FromString,
                     response_serializer=modelyard_dot_inference_dot_v1_dot_inference__pb2.InferResponse.SerializeToString,
+            ),
+            'InferMany': grpc.stream_stream_rpc_method_handler(
+                    servicer.InferMany,
+                    request_deserializer=modelyard_dot_inference_dot_v1_dot_inference__pb2.InferManyRequest.FromString,
+                    response_serializer=modelyard_dot_inference_dot_v1_dot_inference__pb2.InferManyResponse.SerializeToString,
             ),
             'Explain': grpc.unary_unary_rpc_method_handler(
                     servicer.Explain,
@@ -116,6 +139,33 @@ class InferenceService:
             '/modelyard.inference.v1.InferenceService/Infer',
             modelyard_dot_inference_dot_v1_dot_inference__pb2.InferRequest.SerializeToString,
             modelyard_dot_inference_dot_v1_dot_inference__pb2.InferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InferMany(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/modelyard.inference.v1.InferenceService/InferMany',
+            modelyard_dot_inference_dot_v1_dot_inference__pb2.InferManyRequest.SerializeToString,
+            modelyard_dot_inference_dot_v1_dot_inference__pb2.InferManyResponse.FromString,
             options,
             channel_credentials,
             insecure,

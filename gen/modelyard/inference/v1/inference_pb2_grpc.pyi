@@ -43,6 +43,15 @@ class InferenceServiceStub:
     FAILED_PRECONDITION (no candidate meets the constraints); RESOURCE_EXHAUSTED (overload);
     DEADLINE_EXCEEDED; UNAVAILABLE (no ready host); INTERNAL (the model failed); CANCELLED.
     """
+    InferMany: _grpc.StreamStreamMultiCallable[_inference_pb2.InferManyRequest, _inference_pb2.InferManyResponse]
+    """Runs many inferences over one stream, for callers who have many: each is routed by itself, as by Infer.
+
+    Results come in any order, as many in a message as are there. A caller that does not read its results
+    is not read from. The caller ends the stream when it has sent its last call.
+    Retry: each call by itself, by its Failure; what is said of Infer holds. The stream: yes, on UNAVAILABLE, with
+    the calls that had no result. Statuses: OK; INVALID_ARGUMENT (no such message, or a tag in use);
+    UNAVAILABLE (draining); DEADLINE_EXCEEDED; CANCELLED.
+    """
     Explain: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ExplainRequest, _inference_pb2.ExplainResponse]
     """Says what Infer would choose for this request, and why. Runs nothing.
 
@@ -63,6 +72,15 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     Statuses: OK; INVALID_ARGUMENT (request or tensors); NOT_FOUND (name or version);
     FAILED_PRECONDITION (no candidate meets the constraints); RESOURCE_EXHAUSTED (overload);
     DEADLINE_EXCEEDED; UNAVAILABLE (no ready host); INTERNAL (the model failed); CANCELLED.
+    """
+    InferMany: _aio.StreamStreamMultiCallable[_inference_pb2.InferManyRequest, _inference_pb2.InferManyResponse]  # type: ignore[assignment]
+    """Runs many inferences over one stream, for callers who have many: each is routed by itself, as by Infer.
+
+    Results come in any order, as many in a message as are there. A caller that does not read its results
+    is not read from. The caller ends the stream when it has sent its last call.
+    Retry: each call by itself, by its Failure; what is said of Infer holds. The stream: yes, on UNAVAILABLE, with
+    the calls that had no result. Statuses: OK; INVALID_ARGUMENT (no such message, or a tag in use);
+    UNAVAILABLE (draining); DEADLINE_EXCEEDED; CANCELLED.
     """
     Explain: _aio.UnaryUnaryMultiCallable[_inference_pb2.ExplainRequest, _inference_pb2.ExplainResponse]  # type: ignore[assignment]
     """Says what Infer would choose for this request, and why. Runs nothing.
@@ -87,6 +105,21 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         Statuses: OK; INVALID_ARGUMENT (request or tensors); NOT_FOUND (name or version);
         FAILED_PRECONDITION (no candidate meets the constraints); RESOURCE_EXHAUSTED (overload);
         DEADLINE_EXCEEDED; UNAVAILABLE (no ready host); INTERNAL (the model failed); CANCELLED.
+        """
+
+    @_abc_1.abstractmethod
+    def InferMany(
+        self,
+        request_iterator: _MaybeAsyncIterator[_inference_pb2.InferManyRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_inference_pb2.InferManyResponse], _abc.AsyncIterator[_inference_pb2.InferManyResponse]]:
+        """Runs many inferences over one stream, for callers who have many: each is routed by itself, as by Infer.
+
+        Results come in any order, as many in a message as are there. A caller that does not read its results
+        is not read from. The caller ends the stream when it has sent its last call.
+        Retry: each call by itself, by its Failure; what is said of Infer holds. The stream: yes, on UNAVAILABLE, with
+        the calls that had no result. Statuses: OK; INVALID_ARGUMENT (no such message, or a tag in use);
+        UNAVAILABLE (draining); DEADLINE_EXCEEDED; CANCELLED.
         """
 
     @_abc_1.abstractmethod

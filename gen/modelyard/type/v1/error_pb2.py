@@ -22,15 +22,24 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dmodelyard/type/v1/error.proto\x12\x11modelyard.type.v1*\xae\x06\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12 \n\x1c\x45RROR_REASON_INVALID_REQUEST\x10\x01\x12\"\n\x1e\x45RROR_REASON_MALFORMED_MESSAGE\x10\x02\x12\"\n\x1e\x45RROR_REASON_DEADLINE_REQUIRED\x10\x03\x12!\n\x1d\x45RROR_REASON_BUDGET_EXHAUSTED\x10\x04\x12 \n\x1c\x45RROR_REASON_MODEL_NOT_FOUND\x10\x05\x12\"\n\x1e\x45RROR_REASON_VERSION_NOT_FOUND\x10\x06\x12!\n\x1d\x45RROR_REASON_OBJECT_NOT_FOUND\x10\x07\x12#\n\x1f\x45RROR_REASON_REVISION_NOT_FOUND\x10\x08\x12\x1f\n\x1b\x45RROR_REASON_REVISION_MOVED\x10\t\x12\x1d\n\x19\x45RROR_REASON_NO_CANDIDATE\x10\n\x12\x1e\n\x1a\x45RROR_REASON_NO_READY_HOST\x10\x0b\x12 \n\x1c\x45RROR_REASON_MODEL_NOT_READY\x10\x0c\x12\x1b\n\x17\x45RROR_REASON_OVERLOADED\x10\r\x12!\n\x1d\x45RROR_REASON_HOST_UNAVAILABLE\x10\x0e\x12\x19\n\x15\x45RROR_REASON_DRAINING\x10\x0f\x12$\n ERROR_REASON_STALE_FENCING_TOKEN\x10\x10\x12\"\n\x1e\x45RROR_REASON_ARTIFACT_REJECTED\x10\x11\x12$\n ERROR_REASON_INSUFFICIENT_MEMORY\x10\x12\x12\x1d\n\x19\x45RROR_REASON_MODEL_FAILED\x10\x13\x12\"\n\x1e\x45RROR_REASON_STORE_UNAVAILABLE\x10\x14\x12\x1e\n\x1a\x45RROR_REASON_NOT_SUPPORTED\x10\x15\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x16\x12\x1b\n\x17\x45RROR_REASON_NOT_LEADER\x10\x17\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dmodelyard/type/v1/error.proto\x12\x11modelyard.type.v1\x1a\x1egoogle/protobuf/duration.proto\"\xf0\x02\n\x07\x46\x61ilure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12.\n\x06reason\x18\x03 \x01(\x0e\x32\x1e.modelyard.type.v1.ErrorReason\x12:\n\x08metadata\x18\x04 \x03(\x0b\x32(.modelyard.type.v1.Failure.MetadataEntry\x12.\n\x0bretry_after\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x43\n\x10\x66ield_violations\x18\x06 \x03(\x0b\x32).modelyard.type.v1.Failure.FieldViolation\x1a\x34\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\xae\x06\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12 \n\x1c\x45RROR_REASON_INVALID_REQUEST\x10\x01\x12\"\n\x1e\x45RROR_REASON_MALFORMED_MESSAGE\x10\x02\x12\"\n\x1e\x45RROR_REASON_DEADLINE_REQUIRED\x10\x03\x12!\n\x1d\x45RROR_REASON_BUDGET_EXHAUSTED\x10\x04\x12 \n\x1c\x45RROR_REASON_MODEL_NOT_FOUND\x10\x05\x12\"\n\x1e\x45RROR_REASON_VERSION_NOT_FOUND\x10\x06\x12!\n\x1d\x45RROR_REASON_OBJECT_NOT_FOUND\x10\x07\x12#\n\x1f\x45RROR_REASON_REVISION_NOT_FOUND\x10\x08\x12\x1f\n\x1b\x45RROR_REASON_REVISION_MOVED\x10\t\x12\x1d\n\x19\x45RROR_REASON_NO_CANDIDATE\x10\n\x12\x1e\n\x1a\x45RROR_REASON_NO_READY_HOST\x10\x0b\x12 \n\x1c\x45RROR_REASON_MODEL_NOT_READY\x10\x0c\x12\x1b\n\x17\x45RROR_REASON_OVERLOADED\x10\r\x12!\n\x1d\x45RROR_REASON_HOST_UNAVAILABLE\x10\x0e\x12\x19\n\x15\x45RROR_REASON_DRAINING\x10\x0f\x12$\n ERROR_REASON_STALE_FENCING_TOKEN\x10\x10\x12\"\n\x1e\x45RROR_REASON_ARTIFACT_REJECTED\x10\x11\x12$\n ERROR_REASON_INSUFFICIENT_MEMORY\x10\x12\x12\x1d\n\x19\x45RROR_REASON_MODEL_FAILED\x10\x13\x12\"\n\x1e\x45RROR_REASON_STORE_UNAVAILABLE\x10\x14\x12\x1e\n\x1a\x45RROR_REASON_NOT_SUPPORTED\x10\x15\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x16\x12\x1b\n\x17\x45RROR_REASON_NOT_LEADER\x10\x17\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'modelyard.type.v1.error_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ERRORREASON']._serialized_start=53
-  _globals['_ERRORREASON']._serialized_end=867
+  _globals['_FAILURE_METADATAENTRY']._loaded_options = None
+  _globals['_FAILURE_METADATAENTRY']._serialized_options = b'8\001'
+  _globals['_ERRORREASON']._serialized_start=456
+  _globals['_ERRORREASON']._serialized_end=1270
+  _globals['_FAILURE']._serialized_start=85
+  _globals['_FAILURE']._serialized_end=453
+  _globals['_FAILURE_FIELDVIOLATION']._serialized_start=352
+  _globals['_FAILURE_FIELDVIOLATION']._serialized_end=404
+  _globals['_FAILURE_METADATAENTRY']._serialized_start=406
+  _globals['_FAILURE_METADATAENTRY']._serialized_end=453
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,61 @@
+"""What waits to be sent on a stream: everything that is there when the loop turns goes into one message.
+
+While a message is being sent the next one fills: batches grow with load, and nobody waits for company. What
+waits is counted, so that whoever fills it can stop in time.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+M = TypeVar("M")
+
+MESSAGE_BYTES = 1 << 20
+"""Contents beyond this start another message; a single larger one goes alone."""
+
+
+class Outbox(Generic[M]):
+    """Messages that fill until they are sent."""
+
+    def __init__(self, new: Callable[[], M], *, most_bytes: int) -> None:
+        """Fill messages made by `new`; there is `room` while no more than `most_bytes` wait."""
+        self.waiting_bytes = 0
+        self.ready = asyncio.Event()
+        """Set when something waits; whoever sends clears it."""
+        self.room = asyncio.Event()
+        """Clear while too much waits."""
+        self.room.set()
+        self._new = new
+        self._most_bytes = most_bytes
+        self._messages: list[M] = []
+        self._filling_bytes = 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing waits, or is being sent."""
+        return not self._messages and not self.waiting_bytes
+
+    def message(self, size: int) -> M:
+        """The message to put the next `size` bytes into."""
+        messages = self._messages
+        if not messages or self._filling_bytes + size > MESSAGE_BYTES:
+            messages.append(self._new())
+            self._filling_bytes = 0
+            self.ready.set()
+        self._filling_bytes += size
+        self.waiting_bytes += size
+        if self.waiting_bytes > self._most_bytes:
+            self.room.clear()
+        return messages[-1]
+
+    async def send(self, write: Callable[[M], Awaitable[None]]) -> None:
+        """Send what waits, and what comes meanwhile."""
+        self.ready.clear()
+        while self._messages:
+            messages, waited_bytes = self._messages, self.waiting_bytes
+            self._messages, self._filling_bytes = [], 0
+            for message in messages:
+                await write(message)
+            self.waiting_bytes -= waited_bytes
+            if self.waiting_bytes <= self._most_bytes:
+                self.room.set()

@@ -1,0 +1,260 @@
+"""The Dispatch streams of a host: many calls in, many results out, no task for any of them.
+
+What is there when the loop turns goes into one message. A stream whose reader is slow is not read from,
+so that neither side's memory grows; a stream that ends takes its calls out of the queue.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TypeAlias
+
+import grpc.aio
+
+from modelyard.host.v1 import host_pb2 as pb
+from modelyard.host.v1 import opaque_pb2
+from services.chassis.encoding import Encoded
+from services.chassis.errors import failure_to
+from services.chassis.outbox import Outbox
+from services.chassis.telemetry import Span, Telemetry, TraceContext, logger
+from services.domain.clock import Clock
+from services.domain.errors import BudgetExhausted, Draining, Fault, Internal, InvalidRequest, YardError
+from services.domain.model import ModelKey
+from services.model_host.batch_queue import BatchQueue
+from services.model_host.execution import Asked, answer_of, answer_takes_long, asked_of, budget_s
+from services.model_host.lane import Answer, Lane
+from services.model_host.lifecycle import Lifecycle
+from services.model_host.standing import Standing
+
+UNSENT_BYTES = 4 << 20
+"""A stream with more results waiting to be sent is not read from."""
+
+SPAN = "modelyard.host.v1.ModelHostService/Dispatch"
+"""Name of the span of each sampled call."""
+
+Context: TypeAlias = "grpc.aio.ServicerContext[pb.DispatchRequest, pb.DispatchResponse]"
+
+
+class Dispatching:
+    """Every stream of one host."""
+
+    def __init__(
+        self,
+        *,
+        lifecycle: Lifecycle,
+        queue: BatchQueue,
+        standing: Standing,
+        telemetry: Telemetry,
+        clock: Clock,
+        reserve_s: float,
+    ) -> None:
+        """Run calls through `queue`; keep `reserve_s` of each deadline to carry the answer home."""
+        self.lifecycle = lifecycle
+        self.queue = queue
+        self.standing = standing
+        self.telemetry = telemetry
+        self.clock = clock
+        self.reserve_s = reserve_s
+        self._streams: set[_Stream] = set()
+        self._closing = False
+
+    async def serve(self, messages: AsyncIterator[pb.DispatchRequest], context: Context) -> None:
+        """Serve one stream to its end.
+
+        Raises:
+            InvalidRequest: A call's number was in use already.
+        """
+        stream = _Stream(self, context)
+        self._streams.add(stream)
+        if self._closing:
+            stream.close()
+        try:
+            await stream.run(messages)
+        finally:
+            self._streams.discard(stream)
+            stream.abandon_all()
+
+    def wind_down(self) -> None:
+        """Take no more calls; each stream ends once its calls are answered."""
+        self._closing = True
+        for stream in self._streams:
+            stream.close()
+
+
+class _Dispatched:
+    """One call of a stream; takes what becomes of it, as the batch queue's Reply."""
+
+    __slots__ = ("asked", "ended", "number", "span", "stream")
+
+    def __init__(self, stream: "_Stream", number: int, asked: Asked, span: Span | None) -> None:
+        self.stream = stream
+        self.number = number
+        self.asked = asked
+        self.span = span
+        self.ended = False
+
+    def done(self) -> bool:
+        return self.ended
+
+    def set_result(self, answer: Answer) -> None:
+        self.ended = True
+        self.stream.answered(self, answer)
+
+    def set_exception(self, error: BaseException) -> None:
+        self.ended = True
+        self.stream.failed(self, error)
+
+
+class _Stream:
+    def __init__(self, home: Dispatching, context: Context) -> None:
+        self._home = home
+        self._context = context
+        self._open: dict[int, _Dispatched] = {}
+        self._encoding: set[asyncio.Task[None]] = set()
+        self._outbox = Outbox(opaque_pb2.OpaqueDispatchResponse, most_bytes=UNSENT_BYTES)
+        self._lanes: dict[Lane, None] = {}
+        """Those that the results in the outbox are of."""
+        self._closing = False
+        self._told_closing = False
+
+    async def run(self, messages: AsyncIterator[pb.DispatchRequest]) -> None:
+        reading = asyncio.get_running_loop().create_task(self._read(messages))
+        reading.add_done_callback(lambda _: self._outbox.ready.set())
+        try:
+            while True:
+                await self._outbox.ready.wait()
+                if self._closing and not self._told_closing:
+                    self._told_closing = True
+                    self._outbox.message(0).closing = True
+                await self._outbox.send(self._write)
+                if reading.done():
+                    reading.result()
+                if not self._open and self._outbox.empty and (reading.done() or self._closing):
+                    return
+        finally:
+            reading.cancel()
+
+    def close(self) -> None:
+        """Say that no more calls are taken."""
+        self._closing = True
+        self._outbox.ready.set()
+
+    def abandon_all(self) -> None:
+        for task in self._encoding:
+            task.cancel()
+        for dispatched in list(self._open.values()):
+            self._abandon(dispatched)
+
+    # --- in -------------------------------------------------------------------------------------
+
+    async def _read(self, messages: AsyncIterator[pb.DispatchRequest]) -> None:
+        async for message in messages:
+            now_s = self._home.clock.now_s()
+            for number in message.cancels:
+                dispatched = self._open.get(number)
+                if dispatched is not None:
+                    self._abandon(dispatched)
+            for call in message.calls:
+                self._take(call, now_s)
+            await self._outbox.room.wait()
+
+    def _take(self, call: pb.DispatchedCall, now_s: float) -> None:
+        number = call.number
+        if number in self._open:
+            raise InvalidRequest.of([Fault("calls.number", f"{number} names a call that has no result yet")])
+        span: Span | None = None
+        try:
+            if self._closing:
+                raise Draining("this host takes no more calls; ask another")
+            left_s = call.timeout_s
+            if not left_s > 0.0:  # also not a number
+                raise BudgetExhausted("nothing is left of the call's deadline")
+            key = call.key
+            hosted = self._home.lifecycle.ready(ModelKey(key.model, key.version))
+            trace = TraceContext.from_headers(call.traceparent, call.tracestate, call.baggage)
+            if trace is not None and trace.sampled:
+                span = self._home.telemetry.span(SPAN, parent=trace, kind="server")
+                trace = span.context
+            asked = asked_of(
+                hosted,
+                call.request,
+                deadline_at_s=now_s + budget_s(left_s, self._home.reserve_s),
+                trace=trace,
+            )
+            dispatched = self._open[number] = _Dispatched(self, number, asked, span)
+            self._home.queue.enter(asked.lane, asked.call, dispatched)
+        except YardError as error:
+            self._fail(number, error, span)
+        except Exception as error:
+            logger().error("a dispatched call failed unexpectedly", exc_info=error)
+            self._fail(number, Internal("internal"), span)
+
+    def _abandon(self, dispatched: _Dispatched) -> None:
+        dispatched.ended = True
+        self._open.pop(dispatched.number, None)
+        self._home.queue.abandon(dispatched.asked.lane, dispatched.asked.call)
+        _end(dispatched.span, cancelled=True)
+        self._outbox.ready.set()  # it may have been the last one
+
+    # --- out ------------------------------------------------------------------------------------
+
+    def answered(self, dispatched: _Dispatched, answer: Answer) -> None:
+        try:
+            if answer_takes_long(dispatched.asked, answer):
+                task = asyncio.get_running_loop().create_task(self._encode_beside(dispatched, answer))
+                self._encoding.add(task)
+                task.add_done_callback(self._encoding.discard)
+            else:
+                self._add(dispatched, answer, answer_of(dispatched.asked, answer))
+        except Exception as error:
+            self.failed(dispatched, error)
+
+    async def _encode_beside(self, dispatched: _Dispatched, answer: Answer) -> None:
+        try:
+            encoded = await asyncio.to_thread(answer_of, dispatched.asked, answer)
+        except Exception as error:
+            self.failed(dispatched, error)
+        else:
+            if dispatched.number in self._open:
+                self._add(dispatched, answer, encoded)
+
+    def failed(self, dispatched: _Dispatched, error: BaseException) -> None:
+        if not isinstance(error, YardError):
+            logger().error("a dispatched call failed unexpectedly", exc_info=error)
+            error = Internal("internal")
+        self._fail(dispatched.number, error, dispatched.span, dispatched.asked.lane)
+
+    def _add(self, dispatched: _Dispatched, answer: Answer, encoded: Encoded) -> None:
+        del self._open[dispatched.number]
+        response = encoded.SerializeToString()
+        self._lanes[dispatched.asked.lane] = None
+        self._outbox.message(len(response)).results.add(
+            number=dispatched.number,
+            response=response,
+            queue_s=answer.queue_s,
+            compute_s=answer.compute_s,
+            batch_size=answer.batch_size,
+        )
+        if dispatched.span is not None:
+            _end(dispatched.span)
+
+    def _fail(self, number: int, error: YardError, span: Span | None, lane: Lane | None = None) -> None:
+        self._open.pop(number, None)
+        failure = failure_to(error)
+        if lane is not None:
+            self._lanes[lane] = None
+        self._outbox.message(failure.ByteSize()).results.add(number=number, failure=failure)
+        if span is not None:
+            span.fail(error)
+            _end(span)
+
+    async def _write(self, message: opaque_pb2.OpaqueDispatchResponse) -> None:
+        lanes, self._lanes = self._lanes, {}
+        self._home.standing.fill_load(message.load, lanes)
+        await self._context.write(message)  # type: ignore[arg-type]  # the same bytes, see opaque.proto
+
+
+def _end(span: Span | None, *, cancelled: bool = False) -> None:
+    if span is not None:
+        if cancelled:
+            span.set("cancelled", True)
+        span.end()

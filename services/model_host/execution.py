@@ -1,0 +1,102 @@
+"""One inference on this host, whichever rpc brought it: from its request to a call of the batch queue, and back."""
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from modelyard.inference.v1 import inference_pb2
+from services.chassis.encoding import Encoded
+from services.domain.deadline import LONGEST_S
+from services.domain.model import TensorSpec
+from services.model_host.lane import Answer, Call, Lane
+from services.model_host.lifecycle import Hosted
+from services.model_host.tensors import NDArray
+from services.model_host.wire import Schema, Tensors, encode_answer, is_raw, tensors_from, wanted_outputs
+
+LARGE_ELEMENTS = 64 * 1024
+"""Tensors with more elements are converted on a thread where that takes a Python object for each, so that
+the loop stays free."""
+
+RESERVED_SHARE = 0.1
+"""Most of a deadline that is kept back to answer in; a short one is still worth trying."""
+
+
+@dataclass(slots=True, eq=False)
+class Asked:
+    """What one request asks of one version."""
+
+    lane: Lane
+    schema: Schema
+    wanted: Sequence[TensorSpec]
+    """Outputs to answer, in this order."""
+    raw: bool
+    """Whether they are to be in raw form."""
+    request_id: str
+    call: Call
+
+
+def asked_of(hosted: Hosted, request: inference_pb2.InferRequest, *, deadline_at_s: float, trace: object) -> Asked:
+    """The request, decoded and checked.
+
+    Raises:
+        InvalidRequest: It does not fit the version; every fault is named.
+    """
+    tensors = tensors_from(request, _schema_of(hosted))
+    return _asked(hosted, request, tensors, deadline_at_s=deadline_at_s, trace=trace)
+
+
+async def asked_beside(
+    hosted: Hosted, request: inference_pb2.InferRequest, *, deadline_at_s: float, trace: object
+) -> Asked:
+    """As `asked_of`; what takes long is done beside the loop."""
+    schema = _schema_of(hosted)
+    per_element = not is_raw(request) or any(tensor.datatype == "BYTES" for tensor in request.inputs)
+    if per_element and sum(math.prod(tensor.shape) for tensor in request.inputs) > LARGE_ELEMENTS:
+        tensors = await asyncio.to_thread(tensors_from, request, schema)
+    else:
+        tensors = tensors_from(request, schema)
+    return _asked(hosted, request, tensors, deadline_at_s=deadline_at_s, trace=trace)
+
+
+def answer_of(asked: Asked, answer: Answer) -> Encoded:
+    """The answer, encoded in the form that was asked."""
+    return encode_answer(asked.schema, asked.wanted, _outputs_of(answer), request_id=asked.request_id, raw=asked.raw)
+
+
+def answer_takes_long(asked: Asked, answer: Answer) -> bool:
+    """Whether encoding the answer would hold up the loop."""
+    per_element = not asked.raw or any(spec.datatype == "BYTES" for spec in asked.wanted)
+    if not per_element:
+        return False
+    outputs = _outputs_of(answer)
+    return sum(outputs[spec.name].size for spec in asked.wanted) > LARGE_ELEMENTS
+
+
+def budget_s(remaining_s: float | None, reserve_s: float) -> float:
+    """What a call may take here, of what its deadline leaves."""
+    left_s = LONGEST_S if remaining_s is None else min(remaining_s, LONGEST_S)
+    return left_s - min(reserve_s, RESERVED_SHARE * left_s)
+
+
+def _schema_of(hosted: Hosted) -> Schema:
+    schema = hosted.schema
+    assert isinstance(schema, Schema)
+    return schema
+
+
+def _outputs_of(answer: Answer) -> dict[str, NDArray]:
+    outputs = answer.value
+    assert isinstance(outputs, dict)
+    return outputs
+
+
+def _asked(
+    hosted: Hosted, request: inference_pb2.InferRequest, tensors: Tensors, *, deadline_at_s: float, trace: object
+) -> Asked:
+    schema, lane = _schema_of(hosted), hosted.lane
+    assert lane is not None
+    call = Call(
+        tensors, deadline_at_s, tensors.rows, tensors.elements, tensors.group, tensors.payload_bytes, trace=trace
+    )
+    return Asked(lane, schema, wanted_outputs(request, schema), is_raw(request), request.id, call)

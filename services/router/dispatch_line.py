@@ -1,0 +1,250 @@
+"""The streams to one host process: calls out and results in, many to a message.
+
+A message takes what is waiting when the loop turns; while one is being sent the next one fills. What waits
+is bounded, so that a slow host cannot grow this process: beyond the bound calls are refused. A
+stream that breaks off fails its calls at once. Streams are renewed often, since the host closes connections
+of a certain age: an old stream is left to end its own calls.
+"""
+
+import asyncio
+import math
+from dataclasses import dataclass
+
+import grpc.aio
+
+from modelyard.host.v1 import opaque_pb2 as pb
+from modelyard.type.v1 import model_pb2
+from services.chassis.codec import load_from
+from services.chassis.errors import failure_from, from_rpc_error
+from services.chassis.outbox import Outbox
+from services.chassis.telemetry import TraceContext
+from services.domain.clock import Clock
+from services.domain.errors import BudgetExhausted, HostUnavailable, Overloaded, YardError
+from services.domain.host import HostLoad
+from services.router.pipeline import AttemptFailed, HostAnswer
+
+RENEW_S = 20.0
+"""A stream older than this gets no new calls. A host's connection lives for a minute after it was told to go: calls of
+up to 40 s are sure to end on it."""
+
+STREAM_S = 3600.0
+"""Deadline of a stream, which is never reached: inside the mesh there is none without."""
+
+WAITING_BYTES = 8 << 20
+"""Most bytes of calls that wait to be sent."""
+
+RETRY_AFTER_S = 0.010
+"""When a call refused for `WAITING_BYTES` may come again."""
+
+EXPIRY_S = 0.002
+"""Least time between two looks for calls whose deadline has passed."""
+
+Streams = grpc.aio.StreamStreamMultiCallable[pb.OpaqueDispatchRequest, pb.OpaqueDispatchResponse]
+
+
+@dataclass(slots=True, eq=False)
+class Sent:
+    """A call that was sent, or waits to be."""
+
+    number: int
+    answer: "asyncio.Future[HostAnswer]"
+    """Fails with `AttemptFailed`."""
+    deadline_at_s: float
+    stream: "_Stream"
+
+    def cancel(self) -> None:
+        """Nobody waits any more: the host is told."""
+        self.stream.cancel(self.number)
+
+
+class DispatchLine:
+    """Calls to one host process."""
+
+    def __init__(self, method: Streams, *, clock: Clock) -> None:
+        """Open streams of `method` as they are needed."""
+        self._method = method
+        self._clock = clock
+        self._current: _Stream | None = None
+        self._streams: set[_Stream] = set()
+        self._next = 0
+
+    def send(self, key: model_pb2.ModelKey, request: bytes, *, timeout_s: float, trace: TraceContext | None) -> Sent:
+        """Send a call, with the next message.
+
+        Args:
+            key: The version that is to answer.
+            request: An encoded InferRequest.
+            timeout_s: Seconds it may take.
+            trace: Carried on; None if there is none.
+
+        Raises:
+            AttemptFailed: Too much waits to be sent already.
+        """
+        now_s = self._clock.now_s()
+        stream = self._current
+        if stream is None or stream.closing or now_s - stream.opened_s > RENEW_S:
+            stream = self._renew(now_s)
+        if not stream.outbox.room.is_set():
+            text = f"{stream.outbox.waiting_bytes} bytes of calls wait to be sent to the host, which does not keep up"
+            raise AttemptFailed(Overloaded(text, retry_after_s=RETRY_AFTER_S), None)
+        self._next += 1
+        return stream.add(self._next, key, request, now_s=now_s, timeout_s=timeout_s, trace=trace)
+
+    def finish(self) -> None:
+        """Take no more calls; streams end once theirs have."""
+        if self._current is not None:
+            self._current.finish()
+            self._current = None
+
+    async def close(self) -> None:
+        """End every stream; calls on them fail."""
+        self._current = None
+        streams = list(self._streams)
+        for stream in streams:
+            stream.running.cancel()
+        await asyncio.gather(*(stream.running for stream in streams), return_exceptions=True)
+
+    async def ended(self) -> None:
+        """Wait until no stream is open."""
+        while self._streams:
+            await asyncio.wait([stream.running for stream in self._streams])
+
+    def _renew(self, now_s: float) -> "_Stream":
+        if self._current is not None:
+            self._current.finish()
+        stream = self._current = _Stream(self._method, now_s, self._clock)
+        self._streams.add(stream)
+        stream.running.add_done_callback(lambda _: self._gone(stream))
+        return stream
+
+    def _gone(self, stream: "_Stream") -> None:
+        self._streams.discard(stream)
+        if stream is self._current:
+            self._current = None
+
+
+class _Stream:
+    def __init__(self, method: Streams, now_s: float, clock: Clock) -> None:
+        self.opened_s = now_s
+        self.outbox = Outbox(pb.OpaqueDispatchRequest, most_bytes=WAITING_BYTES)
+        self.closing = False
+        """Whether the host takes no more calls here."""
+        self._clock = clock
+        self._sent: dict[int, Sent] = {}
+        self._finishing = False
+        self._loop = asyncio.get_running_loop()
+        self._expiry: asyncio.TimerHandle | None = None
+        self._expires_at_s = math.inf
+        self._call = method(timeout=STREAM_S)
+        self.running = self._loop.create_task(self._run())
+
+    # --- out ------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        number: int,
+        key: model_pb2.ModelKey,
+        request: bytes,
+        *,
+        now_s: float,
+        timeout_s: float,
+        trace: TraceContext | None,
+    ) -> Sent:
+        deadline_at_s = now_s + timeout_s
+        call = self.outbox.message(len(request)).calls.add(number=number, timeout_s=timeout_s, request=request)
+        call.key.CopyFrom(key)
+        if trace is not None:
+            call.traceparent = trace.traceparent
+            if trace.tracestate:
+                call.tracestate = trace.tracestate
+            if trace.baggage:
+                call.baggage = trace.baggage
+        sent = self._sent[number] = Sent(number, self._loop.create_future(), deadline_at_s, self)
+        if deadline_at_s < self._expires_at_s:
+            self._expire_at(deadline_at_s)
+        return sent
+
+    def cancel(self, number: int) -> None:
+        if self._sent.pop(number, None) is not None and not self._finishing:
+            self.outbox.message(0).cancels.append(number)
+
+    def finish(self) -> None:
+        """No more calls come: once those that wait are sent, so is the end of this side."""
+        self._finishing = True
+        self.outbox.ready.set()
+
+    async def _write(self) -> None:
+        while True:
+            await self.outbox.ready.wait()
+            await self.outbox.send(self._call.write)
+            if self._finishing:
+                await self._call.done_writing()
+                return
+
+    # --- in -------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        writing = self._loop.create_task(self._write())
+        why: YardError = HostUnavailable("the host ended the stream")
+        try:
+            while (message := await self._call.read()) is not grpc.aio.EOF:
+                assert isinstance(message, pb.OpaqueDispatchResponse)
+                self._take(message)
+        except grpc.aio.AioRpcError as error:
+            why = from_rpc_error(error)
+        except asyncio.CancelledError:
+            why = HostUnavailable("the connection to the host was closed")
+            raise
+        finally:
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+            self._call.cancel()
+            self._fail_all(why)
+
+    def _take(self, message: pb.OpaqueDispatchResponse) -> None:
+        load = load_from(message.load) if message.HasField("load") else None
+        if message.closing:
+            self.closing = True
+        for result in message.results:
+            sent = self._sent.pop(result.number, None)
+            if sent is None or sent.answer.done():
+                continue
+            if result.HasField("response"):
+                sent.answer.set_result(
+                    HostAnswer(result.response, result.queue_s, result.compute_s, result.batch_size, load)
+                )
+            else:
+                sent.answer.set_exception(AttemptFailed(failure_from(result.failure), load))
+
+    def _fail_all(self, why: YardError) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+        sent, self._sent = self._sent, {}
+        for each in sent.values():
+            _fail(each, type(why)(why.message, retry_after_s=why.retry_after_s), None)
+
+    # --- deadlines ------------------------------------------------------------------------------
+
+    def _expire_at(self, at_s: float) -> None:
+        """Look for calls that are too late at `at_s`: one timer for all, since almost none ever is."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._expires_at_s = at_s
+        delay_s = max(EXPIRY_S, at_s - self._clock.now_s())
+        self._expiry = self._loop.call_later(delay_s, self._expire)
+
+    def _expire(self) -> None:
+        now_s = self._clock.now_s()
+        self._expiry = None
+        late = [sent for sent in self._sent.values() if sent.deadline_at_s <= now_s]
+        for sent in late:
+            self.cancel(sent.number)
+            _fail(sent, BudgetExhausted("the host has not answered in the time that the call may take"), None)
+        self._expires_at_s = min((sent.deadline_at_s for sent in self._sent.values()), default=math.inf)
+        if self._sent:
+            self._expire_at(self._expires_at_s)
+
+
+def _fail(sent: Sent, error: YardError, load: HostLoad | None) -> None:
+    if not sent.answer.done():
+        sent.answer.set_exception(AttemptFailed(error, load))
