@@ -116,18 +116,21 @@ class _Method:
         self._service, _, self._name = path.rpartition("/")
         self._active = 0
         instruments.RPC_SERVER_ACTIVE.labels(self._service, self._name).set_function(lambda: self._active)
-        self._durations = {"OK": instruments.RPC_SERVER_DURATION.labels(self._service, self._name, "OK")}
+        self._ok = instruments.RPC_SERVER_DURATION.labels(self._service, self._name, "OK")
+        self._durations = {"OK": self._ok}
 
     async def unary_unary(self, raw: bytes, context: Context) -> bytes:
         start_s, span = self._begin(context)
         with span:
             try:
-                self._check_deadline(context)
+                if self._deadline_required:
+                    self._check_deadline(context)
                 answer: Message = await self._function(self._decode(raw), context)
                 encoded = answer.SerializeToString()
             except BaseException as error:
                 await self._fail(error, context, span, start_s)
-        self._count("OK", start_s)
+        self._active -= 1
+        self._ok.observe(self._now_s() - start_s)
         return encoded
 
     async def stream_unary(self, raws: AsyncIterator[bytes], context: Context) -> bytes:

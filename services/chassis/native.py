@@ -45,7 +45,6 @@ class NativeContext:
     """What a handler sees of its call: the part of grpc.aio's ServicerContext that `handlers` uses."""
 
     __slots__ = (
-        "_calls",
         "_code",
         "_deadline_at_s",
         "_details",
@@ -63,11 +62,9 @@ class NativeContext:
         metadata: Metadata,
         peer: str,
         deadline_at_s: float | None,
-        calls: "dict[int, NativeContext]",
     ) -> None:
-        """A call that just came, to be kept in `calls` until its task has ended."""
+        """A call that just came."""
         self.call_id = call_id
-        self._calls = calls
         self.task: asyncio.Task[None] | None = None
         self.gone = False
         """Whether the caller went away, or the deadline passed."""
@@ -77,10 +74,6 @@ class NativeContext:
         self._trailing: Metadata = ()
         self._code: grpc.StatusCode | None = None
         self._details = ""
-
-    def ended(self, _: "asyncio.Task[None]") -> None:
-        """The task has ended. Nothing else would be sure to tell: cancelled before its first step, it never runs."""
-        del self._calls[self.call_id]
 
     def invocation_metadata(self) -> Metadata:
         """The caller's metadata."""
@@ -225,7 +218,8 @@ class NativeEngine:
         now_s = self._now_s()
         for kind, call_id, method, payload, _, details in events:
             if kind == EVENT_CANCEL:
-                gone = self._calls.get(call_id)
+                # Forgotten here: a task that is cancelled before its first step never runs, not even its `finally`.
+                gone = self._calls.pop(call_id, None)
                 if gone is not None and gone.task is not None:
                     gone.gone = True
                     gone.task.cancel()
@@ -234,7 +228,7 @@ class NativeEngine:
             if remaining_s == 0.0:
                 continue  # its caller was told already
             deadline_at_s = None if remaining_s is None else now_s + remaining_s
-            context = NativeContext(call_id, metadata, peer, deadline_at_s, self._calls)
+            context = NativeContext(call_id, metadata, peer, deadline_at_s)
             if self._stopping:
                 self._fail(context, grpc.StatusCode.UNAVAILABLE, _STOPPING)
             elif len(payload) > self._limits.max_message_bytes:
@@ -242,7 +236,6 @@ class NativeEngine:
             else:
                 self._calls[call_id] = context
                 context.task = self._loop.create_task(self._run(self._methods[method], payload, context))
-                context.task.add_done_callback(context.ended)
 
     async def _run(self, handler: Unary, payload: bytes, context: NativeContext) -> None:
         front = self._front
@@ -262,6 +255,8 @@ class NativeEngine:
         except Exception as error:  # handlers turn every error into a status; this one they could not
             logger().error("a call failed unexpectedly", exc_info=error)
             self._fail(context, grpc.StatusCode.INTERNAL, "internal")
+        finally:
+            self._calls.pop(context.call_id, None)
 
     def _fail(self, context: NativeContext, code: grpc.StatusCode, details: str) -> None:
         assert self._front is not None

@@ -23,7 +23,6 @@ from services.chassis.trace_context import (
     current,
     detach,
     outgoing_metadata,
-    sampled_at_root,
 )
 from services.domain.clock import Clock, SystemClock
 from services.domain.errors import YardError
@@ -65,7 +64,7 @@ class Span:
 
     def __init__(
         self,
-        telemetry: "Telemetry | None",
+        telemetry: "Telemetry",
         name: str,
         context: TraceContext,
         *,
@@ -78,7 +77,7 @@ class Span:
         """Begin a span; made by `Telemetry.span`.
 
         Args:
-            telemetry: Where it is sent at its end; None keeps and sends nothing.
+            telemetry: Where it is sent at its end.
             name: What is done.
             context: Its own ids.
             parent: The span that caused it.
@@ -88,7 +87,7 @@ class Span:
             times: Wall and monotonic seconds of its begin.
         """
         self.context = context
-        self._telemetry = telemetry
+        self._telemetry: Telemetry | None = telemetry
         self._name = name
         self._parent = parent
         self._kind = kind
@@ -166,6 +165,36 @@ class Span:
         self.end()
 
 
+class _Unsampled(Span):
+    """The span of an unsampled trace: carries the context, and nothing else."""
+
+    __slots__ = ()
+
+    def __init__(self, context: TraceContext) -> None:
+        self.context = context
+        self._token = None
+
+    @property
+    def recording(self) -> bool:
+        return False
+
+    def set(self, key: str, value: AttributeValue) -> None:
+        pass
+
+    def fail(self, error: BaseException | str) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        if self._token is not None:
+            detach(self._token)
+            self._token = None
+
+
 class Telemetry:
     """The spans of one process."""
 
@@ -220,12 +249,11 @@ class Telemetry:
         if parent is None:
             parent = current()
         if parent is None:
-            context = TraceContext.new(False)
-            if not sampled_at_root(context.trace_id, self._sample_ratio):
-                return Span(None, name, context)
-            context = TraceContext(context.trace_id, context.span_id, True)
+            context = TraceContext.root(self._sample_ratio)
+            if not context.sampled:
+                return _Unsampled(context)
         elif not parent.sampled:
-            return Span(None, name, parent)
+            return _Unsampled(parent)
         else:
             context = parent.child()
         times = (self._clock.wall_s(), self._clock.now_s())

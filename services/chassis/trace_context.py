@@ -27,6 +27,7 @@ _PRINTABLE = re.compile(r"[\x20-\x7e]*")
 # Seeded by the system. Ids must differ, not be secret, and a system call for each costs several times as much.
 _IDS = random.Random()  # noqa: S311
 _NO_TRACE = "0" * 32
+_LOWER_64 = 2**64 - 1
 _NO_SPAN = "0" * 16
 
 
@@ -49,6 +50,13 @@ class TraceContext(NamedTuple):
         """Start a trace."""
         digits = f"{_IDS.getrandbits(192):048x}"
         return cls(digits[:32], digits[32:], sampled)
+
+    @classmethod
+    def root(cls, ratio: float) -> "TraceContext":
+        """Start a trace, which is recorded if `sampled_at_root` says so."""
+        bits = _IDS.getrandbits(192)
+        digits = f"{bits:048x}"
+        return cls(digits[:32], digits[32:], sampled_at_root(bits >> 64, ratio))
 
     @classmethod
     def from_metadata(cls, metadata: Iterable[tuple[str, str | bytes]] | None) -> "TraceContext | None":
@@ -144,14 +152,14 @@ def outgoing_metadata() -> tuple[tuple[str, str], ...]:
     return () if context is None else context.metadata()
 
 
-def sampled_at_root(trace_id: str, ratio: float) -> bool:
+def sampled_at_root(trace_id: int, ratio: float) -> bool:
     """Decide on recording a new trace, from its id alone, so that every part would decide alike.
 
     Args:
-        trace_id: 32 hex digits; the lower 64 bits count, as in OpenTelemetry's `TraceIdRatioBased`.
+        trace_id: The id; its lower 64 bits count, as in OpenTelemetry's `TraceIdRatioBased`.
         ratio: Share of traces wanted, in [0, 1].
     """
-    return int(trace_id[16:], 16) < ratio * 2.0**64
+    return trace_id & _LOWER_64 < ratio * 2.0**64
 
 
 def _tracestate(values: list[str]) -> str:

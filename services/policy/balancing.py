@@ -6,7 +6,7 @@ decision can be made again.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from services.policy.scoring import VersionState, completion_s, penalty_s
@@ -47,25 +47,50 @@ class Pick(NamedTuple):
         return self.predicted_s + self.penalty_s
 
 
-def pick(states: Sequence[VersionState], *, now_s: float, routers: int, bits: int) -> Pick:
+class Draw:
+    """64 random bits of one attempt, drawn when they are first needed: where there is no choice they are not."""
+
+    __slots__ = ("_bits", "_make")
+
+    def __init__(self, make: Callable[[], int]) -> None:
+        """Draw by `make`."""
+        self._make = make
+        self._bits: int | None = None
+
+    @property
+    def bits(self) -> int:
+        """The same each time."""
+        if self._bits is None:
+            self._bits = self._make()
+        return self._bits
+
+    @property
+    def ignores_penalties(self) -> bool:
+        """Whether this is one of the calls that see whether a host has recovered."""
+        return (self.bits >> 48) < PROBE_SHARE * 65536
+
+
+def pick(states: Sequence[VersionState], *, now_s: float, routers: int, draw: Draw) -> Pick:
     """The soonest of a sample.
 
     Args:
         states: Hosts that have the version ready; at least one.
         now_s: Monotonic seconds.
         routers: Routers that send to these hosts, this one included.
-        bits: 64 random bits of this call.
+        draw: The chance of this attempt.
 
     Returns:
         The pick; of those that are about equal, one by chance.
     """
-    ignores_penalties = (bits >> 48) < PROBE_SHARE * 65536
     if len(states) == 1:
         state = states[0]
-        penalty = 0.0 if ignores_penalties else penalty_s(state, now_s)
+        penalty = penalty_s(state, now_s)
+        if penalty and draw.ignores_penalties:
+            penalty = 0.0
         return Pick(state, completion_s(state, now_s, routers=routers), penalty)
     best, best_cost_s, best_predicted_s, best_penalty_s = states[0], math.inf, 0.0, 0.0
-    for state in sample(states, bits):
+    ignores_penalties = draw.ignores_penalties
+    for state in sample(states, draw.bits):
         predicted = completion_s(state, now_s, routers=routers)
         penalty = 0.0 if ignores_penalties else penalty_s(state, now_s)
         cost = predicted + penalty

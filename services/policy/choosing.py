@@ -76,6 +76,13 @@ def utility(strategy: Choose, prospect: Prospect) -> float:
     )
 
 
+def sole_reason(strategy: Single | Choose) -> str:
+    """The reason where the first prospect is the only one that has to be looked at; what `choose` would say."""
+    if isinstance(strategy, Choose):
+        return "the only candidate"
+    return "the route's one version" if strategy.target.version else "newest version"
+
+
 def choose(strategy: Single | Choose, prospects: Sequence[Prospect], prefer: Preference) -> Choice | NothingFits:
     """Choose one of `prospects`.
 
@@ -95,16 +102,14 @@ def choose(strategy: Single | Choose, prospects: Sequence[Prospect], prefer: Pre
             best = index
     if best < 0:
         return NothingFits()
-    return Choice(best, _reason(prefer, prospects, scores, best), scores)
+    return Choice(best, _reason(strategy, prefer, prospects, scores, best), scores)
 
 
 def _first(strategy: Single, prospects: Sequence[Prospect]) -> Choice | NothingFits:
     for index, prospect in enumerate(prospects):
         if not prospect.filtered:
-            if strategy.target.version:
-                reason = "the route's one version"
-            elif index == 0:
-                reason = "newest version"
+            if strategy.target.version or index == 0:
+                reason = sole_reason(strategy)
             else:
                 newer = prospects[0]
                 reason = f"newest version that can answer; {newer.version.version}: {newer.filtered}"
@@ -125,12 +130,14 @@ def _rank(prefer: Preference, prospect: Prospect, score: float) -> tuple[float, 
             return (score, -prospect.predicted_s, 0.0)
 
 
-def _reason(prefer: Preference, prospects: Sequence[Prospect], scores: Sequence[float], best: int) -> str:
+def _reason(
+    strategy: Choose, prefer: Preference, prospects: Sequence[Prospect], scores: Sequence[float], best: int
+) -> str:
     open_count = sum(1 for prospect in prospects if not prospect.filtered)
     chosen = prospects[best]
     if open_count == 1:
         if len(prospects) == 1:
-            return "the only candidate"
+            return sole_reason(strategy)
         return f"the only one of {len(prospects)} candidates that can answer"
     match prefer:
         case Preference.LATENCY:

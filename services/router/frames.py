@@ -93,10 +93,9 @@ def open_response(raw: bytes) -> tuple[bytes, host_pb2.ExecuteResponse]:
     return whole.response.SerializeToString(), whole
 
 
-def with_decision(response: bytes, decision: pb.Decision) -> Encoded:
-    """An InferResponse with its Decision."""
-    encoded = decision.SerializeToString()
-    return Encoded((response, _DECISION_TAG, varint(len(encoded)), encoded))
+def with_decision(response: bytes, decision: bytes) -> Encoded:
+    """An InferResponse with its Decision, both encoded."""
+    return Encoded((response, _DECISION_TAG, varint(len(decision)), decision))
 
 
 def streamed(response: Encoded) -> Encoded:

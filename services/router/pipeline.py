@@ -27,6 +27,7 @@ from services.domain.request import InferCall
 from services.domain.rng import KeyedRng
 from services.policy import retrying, scoring
 from services.policy.admission import Reject, admit_to_router, allowance
+from services.policy.balancing import Draw
 from services.router.decision import Attempt, Decision
 from services.router.host_book import HostBook, take_failure, take_report
 from services.router.planning import NO_HOST_RETRY_S, Fleet, Plan, Planner
@@ -204,20 +205,28 @@ class Pipeline:
         now_s = self._clock.now_s()
         snapshot, destination = self._find(call, now_s, runs=False)
         decision = _begin(call, snapshot, destination, remaining_s)
-        bits = self._bits(call, 1)
+        draw = self._draw(call, 1)
         deadline_s = decision.deadline_s
-        plan = self._planner.plan(call, destination, now_s=now_s, remaining_s=deadline_s, bits=bits)
+        plan = self._planner.plan(call, destination, now_s=now_s, remaining_s=deadline_s, draw=draw)
         if isinstance(plan, Plan):
             _take(decision, plan)
         else:
             decision.reason = plan.message
         decision.candidates = self._planner.candidates(
-            call, destination, now_s=now_s, remaining_s=deadline_s, bits=bits
+            call, destination, now_s=now_s, remaining_s=deadline_s, draw=draw
         )
         return decision
 
     def _find(self, call: InferCall, now_s: float, *, runs: bool) -> tuple[Snapshot, Destination]:
         """The snapshot, and what the call's name leads to in it. The call fits; a dry one may lack inputs."""
+        snapshot = self._catalog.snapshot()
+        destination = None if snapshot is None else snapshot.fits(call.name, call.version, call.inputs)
+        if snapshot is None or destination is None:
+            return self._find_and_check(call, now_s, runs=runs)
+        self._book.turn_to(snapshot, now_s)
+        return snapshot, destination
+
+    def _find_and_check(self, call: InferCall, now_s: float, *, runs: bool) -> tuple[Snapshot, Destination]:
         faults = [
             fault for index, tensor in enumerate(call.inputs) for fault in tensor_faults(tensor, f"inputs[{index}]")
         ]
@@ -226,12 +235,12 @@ class Pipeline:
         if faults:
             raise InvalidRequest.of(faults)
         snapshot = self._turn(now_s)
-        destination = snapshot.destination(call.name)
-        if call.version:
-            destination = destination.pinned(call.version)
+        destination = snapshot.destination(call.name, call.version)
         faults = destination.misfits(call.inputs) if runs or call.inputs else []
         if faults:
             raise InvalidRequest.of(faults)
+        if runs:
+            destination.remember(call.inputs)
         return snapshot, destination
 
     def _turn(self, now_s: float) -> Snapshot:
@@ -245,11 +254,11 @@ class Pipeline:
         deadline = Deadline(start_s + decision.deadline_s, self._clock)
         budget = self._budget(destination.name, start_s)
         budget.earn()
-        bits = self._bits(call, 1)
-        plan = self._planner.plan(call, destination, now_s=start_s, remaining_s=decision.deadline_s, bits=bits)
+        draw = self._draw(call, 1)
+        plan = self._planner.plan(call, destination, now_s=start_s, remaining_s=decision.deadline_s, draw=draw)
         if call.options.explain:
             decision.candidates = self._planner.candidates(
-                call, destination, now_s=start_s, remaining_s=decision.deadline_s, bits=bits
+                call, destination, now_s=start_s, remaining_s=decision.deadline_s, draw=draw
             )
         if isinstance(plan, YardError):
             raise plan
@@ -347,8 +356,7 @@ class Pipeline:
         """Decide anew, by what is known by now."""
         now_s = self._clock.now_s()
         try:
-            fresh = self._turn(now_s).destination(call.name)
-            destination = fresh.pinned(call.version) if call.version else fresh
+            destination = self._turn(now_s).destination(call.name, call.version)
         except (ModelNotFound, VersionNotFound) as error:
             return error  # it was taken away while the call was under way
         return self._planner.plan(
@@ -356,7 +364,7 @@ class Pipeline:
             destination,
             now_s=now_s,
             remaining_s=deadline.at_s - now_s,
-            bits=self._bits(call, number),
+            draw=self._draw(call, number),
             excluded=excluded,
         )
 
@@ -370,8 +378,8 @@ class Pipeline:
             budget = self._budgets[name] = retrying.RetryBudget(now_s, share=self._limits.retry_share)
         return budget
 
-    def _bits(self, call: InferCall, number: int) -> int:
-        return self._rng.bits(_draw_key(call), f"host/{number}")
+    def _draw(self, call: InferCall, number: int) -> Draw:
+        return Draw(lambda: self._rng.bits(_draw_key(call), f"host/{number}"))
 
 
 def _draw_key(call: InferCall) -> str:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from services.domain.errors import BudgetExhausted, NoCandidate, NoReadyHost, Overloaded, YardError
 from services.domain.host import HostRecord
 from services.domain.model import schema_faults
+from services.domain.objects import Single
 from services.domain.request import InferCall
 from services.policy import balancing, choosing, scoring
 from services.policy.admission import Reject, RejectReason, admit_to_host
@@ -76,7 +77,7 @@ class Planner:
         *,
         now_s: float,
         remaining_s: float,
-        bits: int,
+        draw: balancing.Draw,
         excluded: Collection[str] = (),
     ) -> Plan | YardError:
         """Choose version and host.
@@ -86,39 +87,43 @@ class Planner:
             destination: What its name leads to.
             now_s: Monotonic seconds.
             remaining_s: Seconds until the deadline.
-            bits: 64 random bits of this attempt.
+            draw: The chance of this attempt.
             excluded: Ids of hosts not to use.
 
         Returns:
             The plan, or why there is none.
         """
-        looks = []
-        stops_early = destination.strategy == "single"
+        looks: list[_Look] = []
+        strategy = destination.route.strategy
+        stops_early, only = isinstance(strategy, Single), len(destination.options) == 1
         for option in destination.options:
             look = self._look(
-                call, destination, option, now_s=now_s, remaining_s=remaining_s, bits=bits, excluded=excluded
+                call, destination, option, now_s=now_s, remaining_s=remaining_s, draw=draw, excluded=excluded
             )
+            sound = not look.filtered and not look.doubtful
+            if not looks and ((stops_early and sound) or (only and not look.filtered)):
+                return self._planned(look, choosing.sole_reason(strategy))
             looks.append(look)
-            if stops_early and not look.filtered and not look.doubtful:
+            if stops_early and sound:
                 break
         _put_off_doubtful(looks)
-        choice = choosing.choose(
-            destination.route.strategy, [_prospect(look, remaining_s) for look in looks], call.options.prefer
-        )
+        choice = choosing.choose(strategy, [_prospect(look, remaining_s) for look in looks], call.options.prefer)
         if isinstance(choice, choosing.NothingFits):
             return _nothing(destination, looks)
-        look = looks[choice.index]
+        return self._planned(looks[choice.index], choice.reason)
+
+    def _planned(self, look: "_Look", reason: str) -> Plan:
         assert look.pick is not None
         state = look.pick.state
         record = look.option.hosts[self._book.states(look.option).index(state)]
-        return Plan(look.option, state, record, look.pick.predicted_s, choice.reason)
+        return Plan(look.option, state, record, look.pick.predicted_s, reason)
 
     def candidates(
-        self, call: InferCall, destination: Destination, *, now_s: float, remaining_s: float, bits: int
+        self, call: InferCall, destination: Destination, *, now_s: float, remaining_s: float, draw: balancing.Draw
     ) -> tuple[CandidateView, ...]:
         """Every option and all of its hosts, as `plan` would see them."""
         looks = [
-            self._look(call, destination, option, now_s=now_s, remaining_s=remaining_s, bits=bits, excluded=())
+            self._look(call, destination, option, now_s=now_s, remaining_s=remaining_s, draw=draw, excluded=())
             for option in destination.options
         ]
         _put_off_doubtful(looks)
@@ -144,7 +149,7 @@ class Planner:
         *,
         now_s: float,
         remaining_s: float,
-        bits: int,
+        draw: balancing.Draw,
         excluded: Collection[str],
     ) -> _Look:
         look = _Look(option, states=self._book.states(option))
@@ -161,7 +166,7 @@ class Planner:
                 if zone in ("", record.zone) and record.host_id not in excluded
             ]
         if states:
-            pick = look.pick = self._pick(option, states, now_s, bits)
+            pick = look.pick = self._pick(option, states, now_s, draw)
             if not look.filtered:
                 self._admit(look, pick, now_s, remaining_s)
         elif not look.filtered:
@@ -169,17 +174,19 @@ class Planner:
             look.filtered = _no_host(option, zone, excluded)
         return look
 
-    def _pick(self, option: Option, states: Sequence[VersionState], now_s: float, bits: int) -> balancing.Pick:
+    def _pick(
+        self, option: Option, states: Sequence[VersionState], now_s: float, draw: balancing.Draw
+    ) -> balancing.Pick:
         routers, zone = self._fleet.routers, self._fleet.zone
         if not zone:
-            return balancing.pick(states, now_s=now_s, routers=routers, bits=bits)
+            return balancing.pick(states, now_s=now_s, routers=routers, draw=draw)
         zones = {state: record.zone for state, record in zip(self._book.states(option), option.hosts, strict=True)}
         near = [state for state in states if zones[state] == zone]
         far = [state for state in states if zones[state] != zone]
         if not near or not far:
-            return balancing.pick(near or far, now_s=now_s, routers=routers, bits=bits)
-        local = balancing.pick(near, now_s=now_s, routers=routers, bits=bits)
-        remote = balancing.pick(far, now_s=now_s, routers=routers, bits=bits)
+            return balancing.pick(near or far, now_s=now_s, routers=routers, draw=draw)
+        local = balancing.pick(near, now_s=now_s, routers=routers, draw=draw)
+        remote = balancing.pick(far, now_s=now_s, routers=routers, draw=draw)
         return balancing.nearest(local, remote, way_s=self._fleet.zone_way_s)
 
     def _admit(self, look: _Look, pick: balancing.Pick, now_s: float, remaining_s: float) -> None:
@@ -210,7 +217,7 @@ class Planner:
 
 def _put_off_doubtful(looks: Sequence[_Look]) -> None:
     """Leave out what only failing hosts can answer, if anything else can: each try there may cost a retry."""
-    if any(not look.filtered and not look.doubtful for look in looks):
+    if len(looks) > 1 and any(not look.filtered and not look.doubtful for look in looks):
         for look in looks:
             if not look.filtered and look.doubtful and look.pick is not None:
                 look.filtered = f"{look.pick.state.host.host_id}, its best host, failed lately"

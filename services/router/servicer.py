@@ -61,7 +61,7 @@ class Calls:
 def encoded(answer: Answer) -> Encoded:
     """An answer with its Decision."""
     assert isinstance(answer.payload, bytes)
-    return with_decision(answer.payload, wire.decision_to(answer.decision))
+    return with_decision(answer.payload, wire.encode_decision(answer.decision))
 
 
 class ServesMany(Protocol):

@@ -31,6 +31,9 @@ NAMED = 10
 LOOKED_AT = 1000
 """Most names compared with one that was not found: comparing takes microseconds each, on the event loop."""
 
+FITTING_KEPT = 512
+"""Sets of inputs that each destination remembers to fit: checking costs as much as the rest of a decision."""
+
 LONGEST_NAME = 63
 """More of a name that was not found is neither compared nor repeated."""
 
@@ -106,6 +109,8 @@ class Destination:
     """For `single` the newest version first; for `choose` in the route's order, newest first in each model."""
     one_schema: bool
     """True if all options take the same inputs."""
+    fitting: set[tuple[TensorMeta, ...]] = field(default_factory=set)
+    """Inputs that were found to be well formed and to fit an option."""
 
     @property
     def strategy(self) -> str:
@@ -125,7 +130,13 @@ class Destination:
                 f"'{self.name}' has no version '{version[:LONGEST_NAME]}'; versions: {offered}",
                 metadata={"name": self.name, "version": version[:LONGEST_NAME]},
             )
-        return replace(self, options=options)
+        return replace(self, options=options, fitting=set())
+
+    def remember(self, inputs: tuple[TensorMeta, ...]) -> None:
+        """Note that `inputs` are well formed and fit."""
+        if len(self.fitting) >= FITTING_KEPT:
+            self.fitting.clear()
+        self.fitting.add(inputs)
 
     def misfits(self, inputs: Sequence[TensorMeta]) -> list[Fault]:
         """What is wrong with a call's inputs for every option; empty if one takes them."""
@@ -145,7 +156,7 @@ class Snapshot:
         """View `objects` and the `hosts` by id, neither of which changes from now on."""
         self.objects = objects
         self.hosts = hosts
-        self._destinations: dict[str, Destination] = {}
+        self._destinations: dict[tuple[str, str], Destination] = {}
         self._ready: dict[ModelKey, tuple[HostRecord, ...]] | None = None
 
     @property
@@ -153,17 +164,23 @@ class Snapshot:
         """The registry's revision."""
         return self.objects.revision
 
-    def destination(self, name: str) -> Destination:
-        """What `name` leads to.
+    def destination(self, name: str, version: str = "") -> Destination:
+        """What `name` leads to, and of that only `version`, if one is given.
 
         Raises:
             ModelNotFound: Neither a route nor a model is called that.
+            VersionNotFound: No option has the version.
         """
-        found = self._destinations.get(name)
+        found = self._destinations.get((name, version))
         if found is None:
-            found = self._destination(name)
-            self._destinations[name] = found
+            found = self.destination(name).pinned(version) if version else self._destination(name)
+            self._destinations[name, version] = found
         return found
+
+    def fits(self, name: str, version: str, inputs: tuple[TensorMeta, ...]) -> Destination | None:
+        """What `name` and `version` lead to, if `inputs` are known to fit it; None says nothing."""
+        found = self._destinations.get((name, version))
+        return found if found is not None and inputs in found.fitting else None
 
     def ready(self, key: ModelKey) -> tuple[HostRecord, ...]:
         """Hosts that have the version ready and take calls, by id."""

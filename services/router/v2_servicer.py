@@ -186,8 +186,7 @@ class GRPCInferenceServicer:
         return snapshot
 
     def _destination(self, name: str, version: str) -> Destination:
-        destination = self._snapshot().destination(name)
-        return destination.pinned(version) if version else destination
+        return self._snapshot().destination(name, version)
 
     async def _streamed(self, request: Received, context: Context) -> Encoded | v2.ModelStreamInferResponse:
         """One answer of a stream; an error is an answer too."""
@@ -222,7 +221,7 @@ def _encoded(request: Received, answer: Answer) -> Encoded:
     """The answer; with its Decision for a caller that knows of field 100, as the host gave it for all others."""
     assert isinstance(answer.payload, bytes)
     if request.message.HasField("route"):
-        return with_decision(answer.payload, wire.decision_to(answer.decision))
+        return with_decision(answer.payload, wire.encode_decision(answer.decision))
     return Encoded((answer.payload,))
 
 

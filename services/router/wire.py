@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
@@ -10,7 +11,9 @@ from modelyard.inference.v1 import inference_pb2 as pb
 from services.chassis.codec import CONTENTS, duration_to
 from services.chassis.errors import status_of
 from services.domain.errors import Fault, InvalidRequest
+from services.domain.host import HostRecord
 from services.domain.model import TensorMeta
+from services.domain.objects import ModelVersion
 from services.domain.request import InferCall, Preference, RouteOptions
 from services.policy.admission import DeadlineSource
 from services.router.decision import Attempt, CandidateView, Decision
@@ -73,7 +76,8 @@ def call_from(
     faults: list[Fault] = []
     inputs = _inputs(received, faults, dry=dry)
     options, timeout_s = _options(message, headers, faults)
-    request_id = message.id or _text(headers.get(REQUEST_ID_KEY, ""))
+    own_id = message.id
+    request_id = own_id or (_text(headers.get(REQUEST_ID_KEY, "")) if headers else "")
     if len(request_id) > LONGEST_ID:
         faults.append(Fault("id", f"has {len(request_id)} characters, more than {LONGEST_ID}"))
     if faults:
@@ -82,16 +86,47 @@ def call_from(
     if not name and headers:
         name = next((_text(headers[key]) for key in NAME_KEYS if key in headers), "")
     request_id = request_id or made_up_id
-    return InferCall(
-        name=name,
-        version=message.model_version,
-        request_id=request_id,
-        inputs=inputs,
-        options=options,
-        timeout_s=timeout_s,
-        trace_id=trace_id,
-        payload=Payload(received.raw, "" if message.id else request_id),
-    )
+    payload = Payload(received.raw, "" if own_id else request_id)
+    return InferCall(name, message.model_version, request_id, inputs, options, timeout_s, trace_id, payload)
+
+
+class _Told(NamedTuple):
+    """What all decisions for one version on one host have in common."""
+
+    version: ModelVersion
+    host: HostRecord
+    encoded: bytes
+    """As part of a Decision."""
+    text: str
+    """As the beginning of the trailing metadata."""
+
+
+_TOLD_KEPT = 4096
+_told: dict[tuple[str, str, str, str, int], _Told] = {}
+
+
+def _told_of(decision: Decision, version: ModelVersion, host: HostRecord) -> _Told:
+    """What is the same for call after call, encoded once."""
+    route, model, revision = decision.route, version.metadata.name, decision.registry_revision
+    key = (route, model, version.version, host.host_id, revision)
+    told = _told.get(key)
+    if told is None or told.version is not version or told.host is not host:
+        message = pb.Decision(
+            route=route,
+            registry_revision=revision,
+            strategy=decision.strategy,
+            model=model,
+            version=version.version,
+            host=host.host_id,
+            zone=host.zone,
+            cost_microusd=version.cost_microusd,
+            quality=version.quality,
+        )
+        text = f"{route}/{model}:{version.version}@{host.host_id}; strategy={decision.strategy}; "
+        if len(_told) >= _TOLD_KEPT:
+            _told.clear()
+        told = _told[key] = _Told(version, host, message.SerializeToString(), text)
+    return told
 
 
 def trailing_metadata(decision: Decision) -> tuple[tuple[str, str], ...]:
@@ -102,19 +137,22 @@ def trailing_metadata(decision: Decision) -> tuple[tuple[str, str], ...]:
     return (
         (
             DECISION_KEY,
-            f"{decision.route}/{version.metadata.name}:{version.version}@{host.host_id}; "
-            f"strategy={decision.strategy}; attempts={len(decision.attempts)}; cost_microusd={version.cost_microusd}; "
-            f"deadline={decision.deadline_source.value}; trace={decision.trace_id}",
+            f"{_told_of(decision, version, host).text}attempts={len(decision.attempts)}; "
+            f"cost_microusd={version.cost_microusd}; deadline={decision.deadline_source.value}; trace={decision.trace_id}",
         ),
     )
 
 
-def decision_to(decision: Decision) -> pb.Decision:
-    """A decision for its caller."""
+def encode_decision(decision: Decision) -> bytes:
+    """A Decision for its caller, encoded."""
+    version, host = decision.version, decision.host
+    if version is None or host is None:
+        known = pb.Decision(
+            route=decision.route, registry_revision=decision.registry_revision, strategy=decision.strategy
+        ).SerializeToString()
+    else:
+        known = _told_of(decision, version, host).encoded
     message = pb.Decision(
-        route=decision.route,
-        registry_revision=decision.registry_revision,
-        strategy=decision.strategy,
         reason=decision.reason,
         batch_size=decision.batch_size,
         deadline_source=_SOURCES[decision.deadline_source],
@@ -122,16 +160,6 @@ def decision_to(decision: Decision) -> pb.Decision:
         request_id=decision.request_id,
     )
     _set_duration(message.deadline, decision.deadline_s)
-    version, host = decision.version, decision.host
-    if version is not None:
-        message.model = version.metadata.name
-        message.version = version.version
-        message.cost_microusd = version.cost_microusd
-        if version.quality is not None:
-            message.quality = version.quality
-    if host is not None:
-        message.host = host.host_id
-        message.zone = host.zone
     stages = decision.stages
     if stages.total_s is not None:
         times = message.stages
@@ -145,7 +173,12 @@ def decision_to(decision: Decision) -> pb.Decision:
         _add_attempt(message, attempt)
     for candidate in decision.candidates:
         message.candidates.append(_candidate_to(candidate))
-    return message
+    return known + message.SerializeToString()
+
+
+def decision_to(decision: Decision) -> pb.Decision:
+    """A Decision for its caller."""
+    return pb.Decision.FromString(encode_decision(decision))
 
 
 def attempt_status(attempt: Attempt) -> str:
@@ -158,27 +191,19 @@ def _inputs(received: Received, faults: list[Fault], *, dry: bool) -> tuple[Tens
     inputs = message.inputs
     if not lengths:
         return tuple([_typed(tensor, dry=dry) for tensor in inputs])
-    faults += [
-        Fault(
-            f"inputs[{index}].contents",
-            f"input '{tensor.name}' has contents beside raw_input_contents: a request is all typed or all raw",
-        )
-        for index, tensor in enumerate(inputs)
-        if tensor.HasField("contents")
-    ]
     if len(lengths) != len(inputs):
         if len(lengths) < len(inputs):
             hint = f"input '{inputs[len(lengths)].name}' has none"
         else:
             hint = f"entry {len(inputs)} belongs to no input"
         faults.append(Fault("raw_input_contents", f"{len(lengths)} entries for {len(inputs)} inputs: {hint}"))
-        return ()
-    return tuple(
-        [
-            TensorMeta(tensor.name, tensor.datatype, tuple(tensor.shape), length)
-            for tensor, length in zip(inputs, lengths, strict=True)
-        ]
-    )
+    found = []
+    for index, (tensor, length) in enumerate(zip(inputs, lengths, strict=False)):
+        if tensor.HasField("contents"):
+            text = f"input '{tensor.name}' has contents beside raw_input_contents: a request is all typed or all raw"
+            faults.append(Fault(f"inputs[{index}].contents", text))
+        found.append(TensorMeta(tensor.name, tensor.datatype, tuple(tensor.shape), length))
+    return tuple(found)
 
 
 def _typed(tensor: pb.InferRequest.InferInputTensor, *, dry: bool) -> TensorMeta:

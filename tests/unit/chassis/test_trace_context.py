@@ -149,17 +149,17 @@ def test_new_traces_differ_and_are_well_formed() -> None:
 def test_sampling_follows_the_ratio_and_the_trace_id_alone() -> None:
     ids = [TraceContext.new(False).trace_id for _ in range(4000)]
 
-    kept = [trace_id for trace_id in ids if sampled_at_root(trace_id, 0.25)]
+    kept = [trace_id for trace_id in ids if sampled_at_root(int(trace_id, 16), 0.25)]
 
     assert 800 < len(kept) < 1200
-    assert kept == [trace_id for trace_id in ids if sampled_at_root(trace_id, 0.25)]
-    assert all(sampled_at_root(trace_id, 0.5) for trace_id in kept)
+    assert kept == [trace_id for trace_id in ids if sampled_at_root(int(trace_id, 16), 0.25)]
+    assert all(sampled_at_root(int(trace_id, 16), 0.5) for trace_id in kept)
 
 
 def test_ratio_one_takes_all_and_zero_none() -> None:
     for trace_id in ("f" * 32, "0" * 31 + "1", TRACE):
-        assert sampled_at_root(trace_id, 1.0)
-        assert not sampled_at_root(trace_id, 0.0)
+        assert sampled_at_root(int(trace_id, 16), 1.0)
+        assert not sampled_at_root(int(trace_id, 16), 0.0)
 
 
 def test_nothing_goes_out_without_a_context() -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from services.domain.rng import KeyedRng
 from services.policy import balancing, scoring
+from services.policy.balancing import Draw
 from services.policy.scoring import HostState, Prior, VersionState
 
 RNG = KeyedRng(7)
@@ -22,9 +23,14 @@ def some_states(count: int, *, base_s: float = 0.010) -> list[VersionState]:
     ]
 
 
+def drawn(bits: int) -> Draw:
+    return Draw(lambda: bits)
+
+
 def picks(states: list[VersionState], *, now_s: float = 100.0, calls: int = 4000) -> Counter[str]:
     return Counter(
-        balancing.pick(states, now_s=now_s, routers=1, bits=bits(number)).state.host.host_id for number in range(calls)
+        balancing.pick(states, now_s=now_s, routers=1, draw=drawn(bits(number))).state.host.host_id
+        for number in range(calls)
     )
 
 
@@ -99,8 +105,8 @@ def test_a_remote_zone_wins_only_if_it_is_clearly_sooner() -> None:
 def test_the_same_bits_pick_the_same_host(count: int, number: int) -> None:
     states = some_states(count)
 
-    first = balancing.pick(states, now_s=1.0, routers=1, bits=number)
-    again = balancing.pick(states, now_s=1.0, routers=1, bits=number)
+    first = balancing.pick(states, now_s=1.0, routers=1, draw=drawn(number))
+    again = balancing.pick(states, now_s=1.0, routers=1, draw=drawn(number))
 
     assert first.state is again.state
 

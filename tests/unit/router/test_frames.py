@@ -159,7 +159,7 @@ def test_the_decision_rides_on_the_answer() -> None:
     response = an_answer().response
     decision = pb.Decision(route="r", reason="x" * 200)
 
-    encoded = frames.with_decision(response.SerializeToString(), decision)
+    encoded = frames.with_decision(response.SerializeToString(), decision.SerializeToString())
 
     response.decision.CopyFrom(decision)
     assert pb.InferResponse.FromString(encoded.SerializeToString()) == response
