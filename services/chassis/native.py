@@ -130,6 +130,7 @@ class NativeEngine:
         self._folder: Path | None = None
         self._methods: list[Unary] = []
         self._calls: dict[int, NativeContext] = {}
+        self._answers: list[tuple[NativeContext, bytes]] = []
         self._stopping = False
 
     async def start(self, handlers: Handlers) -> int:
@@ -238,14 +239,12 @@ class NativeEngine:
                 context.task = self._loop.create_task(self._run(self._methods[method], payload, context))
 
     async def _run(self, handler: Unary, payload: bytes, context: NativeContext) -> None:
-        front = self._front
-        assert front is not None
         try:
             answer = await handler(payload, context)
             if len(answer) > self._limits.max_message_bytes:
                 self._fail(context, grpc.StatusCode.RESOURCE_EXHAUSTED, self._too_large("Sent", answer))
             else:
-                front.respond(context.call_id, answer, None, context.trailing_metadata() or None)
+                self._answer(context, answer)
         except grpc.aio.AbortError:
             self._fail(context, context.code() or grpc.StatusCode.UNKNOWN, context.details())
         except asyncio.CancelledError:
@@ -257,6 +256,23 @@ class NativeEngine:
             self._fail(context, grpc.StatusCode.INTERNAL, "internal")
         finally:
             self._calls.pop(context.call_id, None)
+
+    def _answer(self, context: NativeContext, answer: bytes) -> None:
+        """Hand an answer over at the end of the loop's turn: together they share a wake-up of the front, and packets."""
+        if not self._answers:
+            self._loop.call_soon(self._flush)
+        self._answers.append((context, answer))
+
+    def _flush(self) -> None:
+        answers, self._answers = self._answers, []
+        front = self._front
+        assert front is not None
+        for context, answer in answers:
+            try:
+                front.respond(context.call_id, answer, None, context.trailing_metadata() or None)
+            except ValueError as error:  # metadata that cannot be sent; the call would stay open
+                logger().error("trailing metadata cannot be sent", exc_info=error)
+                front.fail(context.call_id, grpc.StatusCode.INTERNAL.value[0], "internal")
 
     def _fail(self, context: NativeContext, code: grpc.StatusCode, details: str) -> None:
         assert self._front is not None

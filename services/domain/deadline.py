@@ -1,6 +1,6 @@
 """The time a call may still take, carried from hop to hop."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from services.domain.clock import Clock
 from services.domain.errors import BudgetExhausted
@@ -9,8 +9,7 @@ LONGEST_S = 24 * 3600.0
 """Deadlines are cut to this; a client may send 1e15 seconds, which overflows timers."""
 
 
-@dataclass(frozen=True, slots=True)
-class Deadline:
+class Deadline(NamedTuple):
     """A fixed point on a clock's monotonic time."""
 
     at_s: float
