@@ -1,6 +1,8 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
+# Most tests wait more than they compute. The tests of a file stay together; files start in order, unit tests last.
+PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder -m "not alone"
 DIR ?= .modelyard
 export PYTHONUNBUFFERED := 1
 
@@ -49,7 +51,8 @@ proto-check: ## Fail if generated code is stale or a contract is broken
 
 .PHONY: test test-fast test-integration test-chaos test-e2e
 test: setup lint types imports proto-check ## Set up, check, and run every test
-	$(PYTEST) --durations=15
+	$(PYTEST) $(PARALLEL) --durations=15
+	$(PYTEST) -m alone --durations=15
 
 test-fast: ## Unit, golden and contract tests
 	$(PYTEST) tests/unit tests/golden tests/contract

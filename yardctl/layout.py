@@ -1,5 +1,6 @@
 """Where a mesh on this machine keeps its files, and which port each of its parts has."""
 
+import atexit
 import fcntl
 import json
 import os
@@ -23,6 +24,10 @@ HOST_PORTS = 69
 _NAMED_PORTS = 3
 _LIKELY_HOSTS = 16
 """Hosts for which ports are looked at when a free base port is chosen."""
+_BASE_PORTS = [port for port in range(10_000, 24_000, 100) if port // METRICS_OFFSET % 2 == 0]
+"""Where a free base port is looked for: no range meets another one, nor its metrics."""
+_CLAIM_OFFSET = 99
+"""A port of each range that no part has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,11 +233,20 @@ def _user_of(port: int) -> str:
 def free_base_port() -> int:
     """A base port whose whole range, metrics included, is free now. For tests and benchmarks.
 
-    The ports are taken below the range from which the system hands out ports of its own, so
+    No other process, and no later call, gets the same range: a port of it that no part has stays bound until this
+    process ends. The ports are taken below the range from which the system hands out ports of its own, so
     that no outgoing connection lands on one between the choice and the start.
     """
     offsets = [*range(10 + _LIKELY_HOSTS), 79, 80]
-    for candidate in random.sample(range(10000, 30000, 100), 200):
+    for candidate in random.sample(_BASE_PORTS, len(_BASE_PORTS)):
+        claim = socket.socket()
+        try:
+            claim.bind((LOOPBACK, candidate + _CLAIM_OFFSET))
+        except OSError:
+            claim.close()
+            continue
         if all(is_free(candidate + offset) and is_free(candidate + METRICS_OFFSET + offset) for offset in offsets):
+            atexit.register(claim.close)
             return candidate
-    raise CommandError("found no free range of ports between 10000 and 30000")
+        claim.close()
+    raise CommandError("found no free range of ports between 10000 and 24000")

@@ -258,7 +258,7 @@ class NativeEngine:
             self._calls.pop(context.call_id, None)
 
     def _answer(self, context: NativeContext, answer: bytes) -> None:
-        """Hand an answer over at the end of the loop's turn: together they share a wake-up of the front, and packets."""
+        """Hand an answer over at the end of the loop's turn: together they share a wake-up and packets."""
         if not self._answers:
             self._loop.call_soon(self._flush)
         self._answers.append((context, answer))

@@ -3,7 +3,7 @@
 import asyncio
 import os
 
-from modelyard.host.v1 import host_pb2
+from modelyard.host.v1 import host_pb2, opaque_pb2
 from services.chassis.instruments import serve_metrics
 from services.chassis.process import FAILED, Process
 from services.chassis.server import DeadlineRule, Server
@@ -191,7 +191,12 @@ async def start(config: Config, process: Process) -> None:
         reserve_s=config.reserve_s,
         drain_ordered=host.drain_ordered,
     )
-    host.server.add(SERVICE, servicer, deadline=DeadlineRule.REQUIRED)
+    host.server.add(
+        SERVICE,
+        servicer,
+        deadline=DeadlineRule.REQUIRED,
+        messages={"modelyard.host.v1.DispatchRequest": opaque_pb2.OpaqueDispatchRequest},
+    )
     standing.bound(await host.server.start())
     if config.registry:
         host.reporter = LoadReporter(

@@ -10,10 +10,10 @@ from typing import TypeAlias
 
 import grpc.aio
 
-from modelyard.host.v1 import host_pb2 as pb
-from modelyard.host.v1 import opaque_pb2
+from modelyard.host.v1 import opaque_pb2 as pb
 from services.chassis.encoding import Encoded
 from services.chassis.errors import failure_to
+from services.chassis.layouts import Layouts
 from services.chassis.outbox import Outbox
 from services.chassis.telemetry import Span, Telemetry, TraceContext, logger
 from services.domain.clock import Clock
@@ -31,7 +31,10 @@ UNSENT_BYTES = 4 << 20
 SPAN = "modelyard.host.v1.ModelHostService/Dispatch"
 """Name of the span of each sampled call."""
 
-Context: TypeAlias = "grpc.aio.ServicerContext[pb.DispatchRequest, pb.DispatchResponse]"
+_SAMPLED = frozenset("13579bdf")
+"""Last digits of a `traceparent` whose trace is recorded."""
+
+Context: TypeAlias = "grpc.aio.ServicerContext[pb.OpaqueDispatchRequest, pb.OpaqueDispatchResponse]"
 
 
 class Dispatching:
@@ -54,10 +57,11 @@ class Dispatching:
         self.telemetry = telemetry
         self.clock = clock
         self.reserve_s = reserve_s
+        self.layouts = Layouts()
         self._streams: set[_Stream] = set()
         self._closing = False
 
-    async def serve(self, messages: AsyncIterator[pb.DispatchRequest], context: Context) -> None:
+    async def serve(self, messages: AsyncIterator[pb.OpaqueDispatchRequest], context: Context) -> None:
         """Serve one stream to its end.
 
         Raises:
@@ -110,13 +114,13 @@ class _Stream:
         self._context = context
         self._open: dict[int, _Dispatched] = {}
         self._encoding: set[asyncio.Task[None]] = set()
-        self._outbox = Outbox(opaque_pb2.OpaqueDispatchResponse, most_bytes=UNSENT_BYTES)
+        self._outbox = Outbox(pb.OpaqueDispatchResponse, most_bytes=UNSENT_BYTES)
         self._lanes: dict[Lane, None] = {}
         """Those that the results in the outbox are of."""
         self._closing = False
         self._told_closing = False
 
-    async def run(self, messages: AsyncIterator[pb.DispatchRequest]) -> None:
+    async def run(self, messages: AsyncIterator[pb.OpaqueDispatchRequest]) -> None:
         reading = asyncio.get_running_loop().create_task(self._read(messages))
         reading.add_done_callback(lambda _: self._outbox.ready.set())
         try:
@@ -146,7 +150,7 @@ class _Stream:
 
     # --- in -------------------------------------------------------------------------------------
 
-    async def _read(self, messages: AsyncIterator[pb.DispatchRequest]) -> None:
+    async def _read(self, messages: AsyncIterator[pb.OpaqueDispatchRequest]) -> None:
         async for message in messages:
             now_s = self._home.clock.now_s()
             for number in message.cancels:
@@ -157,7 +161,7 @@ class _Stream:
                 self._take(call, now_s)
             await self._outbox.room.wait()
 
-    def _take(self, call: pb.DispatchedCall, now_s: float) -> None:
+    def _take(self, call: pb.OpaqueDispatchedCall, now_s: float) -> None:
         number = call.number
         if number in self._open:
             raise InvalidRequest.of([Fault("calls.number", f"{number} names a call that has no result yet")])
@@ -170,13 +174,19 @@ class _Stream:
                 raise BudgetExhausted("nothing is left of the call's deadline")
             key = call.key
             hosted = self._home.lifecycle.ready(ModelKey(key.model, key.version))
-            trace = TraceContext.from_headers(call.traceparent, call.tracestate, call.baggage)
-            if trace is not None and trace.sampled:
+            trace = None
+            traceparent = call.traceparent
+            if traceparent and traceparent[-1] in _SAMPLED:
+                trace = TraceContext.from_headers(traceparent, call.tracestate, call.baggage)
+            if trace is not None:
                 span = self._home.telemetry.span(SPAN, parent=trace, kind="server")
                 trace = span.context
+            raw = call.request
             asked = asked_of(
                 hosted,
-                call.request,
+                raw,
+                self._home.layouts.of(raw),
+                request_id=call.request_id,
                 deadline_at_s=now_s + budget_s(left_s, self._home.reserve_s),
                 trace=trace,
             )
@@ -247,10 +257,10 @@ class _Stream:
             span.fail(error)
             _end(span)
 
-    async def _write(self, message: opaque_pb2.OpaqueDispatchResponse) -> None:
+    async def _write(self, message: pb.OpaqueDispatchResponse) -> None:
         lanes, self._lanes = self._lanes, {}
         self._home.standing.fill_load(message.load, lanes)
-        await self._context.write(message)  # type: ignore[arg-type]  # the same bytes, see opaque.proto
+        await self._context.write(message)
 
 
 def _end(span: Span | None, *, cancelled: bool = False) -> None:

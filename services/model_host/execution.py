@@ -5,14 +5,28 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from google.protobuf.message import DecodeError
+
 from modelyard.inference.v1 import inference_pb2
 from services.chassis.encoding import Encoded
+from services.chassis.layouts import Layout
 from services.domain.deadline import LONGEST_S
+from services.domain.errors import MalformedMessage
 from services.domain.model import TensorSpec
 from services.model_host.lane import Answer, Call, Lane
 from services.model_host.lifecycle import Hosted
 from services.model_host.tensors import NDArray
-from services.model_host.wire import Schema, Tensors, encode_answer, is_raw, tensors_from, wanted_outputs
+from services.model_host.wire import (
+    Plan,
+    Schema,
+    Tensors,
+    encode_answer,
+    is_raw,
+    plan_of,
+    tensors_by,
+    tensors_from,
+    wanted_outputs,
+)
 
 LARGE_ELEMENTS = 64 * 1024
 """Tensors with more elements are converted on a thread where that takes a Python object for each, so that
@@ -36,14 +50,39 @@ class Asked:
     call: Call
 
 
-def asked_of(hosted: Hosted, request: inference_pb2.InferRequest, *, deadline_at_s: float, trace: object) -> Asked:
-    """The request, decoded and checked.
+def asked_of(
+    hosted: Hosted, raw: bytes, layout: Layout | None, *, request_id: str, deadline_at_s: float, trace: object
+) -> Asked:
+    """An encoded request, decoded and checked.
+
+    Args:
+        hosted: The version.
+        raw: An InferRequest.
+        layout: Its layout, if that is known.
+        request_id: Its id, if it has none itself.
+        deadline_at_s: When its answer is worth nothing any more.
+        trace: Whose trace it belongs to.
 
     Raises:
+        MalformedMessage: The bytes are no InferRequest.
         InvalidRequest: It does not fit the version; every fault is named.
     """
-    tensors = tensors_from(request, _schema_of(hosted))
-    return _asked(hosted, request, tensors, deadline_at_s=deadline_at_s, trace=trace)
+    schema, lane = _schema_of(hosted), hosted.lane
+    assert lane is not None
+    try:
+        if layout is not None:
+            plan = layout.notes
+            if not isinstance(plan, Plan) or plan.schema is not schema:
+                plan = layout.notes = plan_of(layout, schema)
+            if isinstance(plan, Plan):
+                call = _call(tensors_by(plan, raw), deadline_at_s, trace)
+                return Asked(lane, schema, plan.wanted, True, layout.id_of(raw) or request_id, call)
+        request = inference_pb2.InferRequest.FromString(raw)
+    except DecodeError:
+        raise MalformedMessage(f"the {len(raw)} bytes received are not an InferRequest") from None
+    asked = _asked(hosted, request, tensors_from(request, schema), deadline_at_s=deadline_at_s, trace=trace)
+    asked.request_id = asked.request_id or request_id
+    return asked
 
 
 async def asked_beside(
@@ -96,7 +135,9 @@ def _asked(
 ) -> Asked:
     schema, lane = _schema_of(hosted), hosted.lane
     assert lane is not None
-    call = Call(
-        tensors, deadline_at_s, tensors.rows, tensors.elements, tensors.group, tensors.payload_bytes, trace=trace
-    )
+    call = _call(tensors, deadline_at_s, trace)
     return Asked(lane, schema, wanted_outputs(request, schema), is_raw(request), request.id, call)
+
+
+def _call(tensors: Tensors, deadline_at_s: float, trace: object) -> Call:
+    return Call(tensors, deadline_at_s, tensors.rows, tensors.elements, tensors.group, tensors.payload_bytes, trace)

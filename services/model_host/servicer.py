@@ -7,6 +7,7 @@ from typing import TypeAlias
 import grpc.aio
 
 from modelyard.host.v1 import host_pb2 as pb
+from modelyard.host.v1 import opaque_pb2
 from modelyard.type.v1 import model_pb2
 from services.chassis.codec import LOAD_KEY, duration_to, key_from, key_to, record_to, state_to
 from services.chassis.encoding import Encoded, length_delimited
@@ -67,7 +68,9 @@ class ModelHostServicer:
         self._reserve_s = reserve_s
         self._drain_ordered = drain_ordered
 
-    async def Dispatch(self, messages: AsyncIterator[pb.DispatchRequest], context: DispatchContext) -> None:
+    async def Dispatch(
+        self, messages: AsyncIterator[opaque_pb2.OpaqueDispatchRequest], context: DispatchContext
+    ) -> None:
         """Run many inferences."""
         await self._dispatching.serve(messages, context)
 

@@ -1,14 +1,16 @@
 """protobuf ⇄ arrays for Execute: what a request must look like for one version, and its answer in the form asked."""
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from modelyard.inference.v1 import inference_pb2 as pb
 from services.chassis.codec import CONTENTS
 from services.chassis.encoding import Buffer, Encoded, varint
+from services.chassis.layouts import Layout
 from services.domain.errors import Fault, InvalidRequest
 from services.domain.model import ModelKey, TensorMeta, TensorSpec, schema_faults
 from services.domain.objects import Model
@@ -24,8 +26,7 @@ _ID_TAG = b"\x1a"  # InferResponse.id = 3
 _RAW_TAG = b"\x32"  # InferResponse.raw_output_contents = 6
 
 
-@dataclass(frozen=True, slots=True)
-class Tensors:
+class Tensors(NamedTuple):
     """The inputs of one call, decoded."""
 
     inputs: dict[str, NDArray]
@@ -93,6 +94,62 @@ def _plain(request: pb.InferRequest, schema: Schema) -> dict[str, NDArray] | Non
         except BadTensor:
             return None
     return inputs if schema.required <= inputs.keys() else None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How requests of one layout become arrays, where nothing but length and type has to be looked at."""
+
+    schema: Schema
+    wanted: Sequence[TensorSpec]
+    arrays: tuple[tuple[str, np.dtype[Any], tuple[int, ...], int, int], ...]
+    """Name, type, shape, number of elements and offset of each input."""
+    rows: int
+    elements: int
+    group: Hashable
+    payload_bytes: int
+
+
+def plan_of(layout: Layout, schema: Schema) -> Plan | None:
+    """The plan for requests of `layout`; None for such as need a closer look, or are wrong."""
+    message = layout.message
+    if not layout.tensors or len(layout.tensors) != len(message.inputs) or message.HasField("route"):
+        return None
+    arrays = []
+    inputs: dict[str, NDArray] = {}
+    for tensor, (offset, length) in zip(message.inputs, layout.tensors, strict=True):
+        spec, shape = schema.by_name.get(tensor.name), tuple(tensor.shape)
+        if spec is None or spec.datatype != tensor.datatype or not _fits(shape, spec.shape):
+            return None
+        dtype = NUMPY[spec.datatype]
+        count = math.prod(shape)
+        if spec.datatype in ("BOOL", "BYTES") or count < 1 or count * dtype.itemsize != length:
+            return None
+        if tensor.name in inputs or tensor.HasField("contents"):
+            return None
+        arrays.append((tensor.name, dtype, shape, count, offset))
+        inputs[tensor.name] = np.empty(shape, dtype)
+    if not schema.required <= inputs.keys():
+        return None
+    try:
+        wanted, measured = wanted_outputs(message, schema), _measured(schema, inputs)
+    except InvalidRequest:
+        return None
+    return Plan(schema, wanted, tuple(arrays), measured.rows, measured.elements, measured.group, measured.payload_bytes)
+
+
+def tensors_by(plan: Plan, raw: bytes) -> Tensors:
+    """The inputs of `raw`, a request of the layout that the plan is for.
+
+    Raises:
+        InvalidRequest: A value is not finite, and must be.
+    """
+    inputs: dict[str, NDArray] = {}
+    for name, dtype, shape, count, offset in plan.arrays:
+        inputs[name] = np.frombuffer(raw, dtype, count, offset).reshape(shape)
+    if plan.schema.finite:
+        _check_finite(plan.schema, inputs)
+    return Tensors(inputs, plan.rows, plan.elements, plan.group, plan.payload_bytes)
 
 
 def wanted_outputs(request: pb.InferRequest, schema: Schema) -> Sequence[TensorSpec]:

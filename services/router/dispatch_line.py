@@ -21,6 +21,7 @@ from services.chassis.telemetry import TraceContext
 from services.domain.clock import Clock
 from services.domain.errors import BudgetExhausted, HostUnavailable, Overloaded, YardError
 from services.domain.host import HostLoad
+from services.router.frames import Payload
 from services.router.pipeline import AttemptFailed, HostAnswer
 
 RENEW_S = 20.0
@@ -68,12 +69,12 @@ class DispatchLine:
         self._streams: set[_Stream] = set()
         self._next = 0
 
-    def send(self, key: model_pb2.ModelKey, request: bytes, *, timeout_s: float, trace: TraceContext | None) -> Sent:
+    def send(self, key: model_pb2.ModelKey, payload: Payload, *, timeout_s: float, trace: TraceContext | None) -> Sent:
         """Send a call, with the next message.
 
         Args:
             key: The version that is to answer.
-            request: An encoded InferRequest.
+            payload: The request.
             timeout_s: Seconds it may take.
             trace: Carried on; None if there is none.
 
@@ -88,7 +89,7 @@ class DispatchLine:
             text = f"{stream.outbox.waiting_bytes} bytes of calls wait to be sent to the host, which does not keep up"
             raise AttemptFailed(Overloaded(text, retry_after_s=RETRY_AFTER_S), None)
         self._next += 1
-        return stream.add(self._next, key, request, now_s=now_s, timeout_s=timeout_s, trace=trace)
+        return stream.add(self._next, key, payload, now_s=now_s, timeout_s=timeout_s, trace=trace)
 
     def finish(self) -> None:
         """Take no more calls; streams end once theirs have."""
@@ -128,7 +129,7 @@ class _Stream:
         self.opened_s = now_s
         self.outbox = Outbox(pb.OpaqueDispatchRequest, most_bytes=WAITING_BYTES)
         self.closing = False
-        """Whether the host takes no more calls here."""
+        """Whether no more calls may be added: the host takes none, or the stream has ended."""
         self._clock = clock
         self._sent: dict[int, Sent] = {}
         self._finishing = False
@@ -144,15 +145,17 @@ class _Stream:
         self,
         number: int,
         key: model_pb2.ModelKey,
-        request: bytes,
+        payload: Payload,
         *,
         now_s: float,
         timeout_s: float,
         trace: TraceContext | None,
     ) -> Sent:
         deadline_at_s = now_s + timeout_s
-        call = self.outbox.message(len(request)).calls.add(number=number, timeout_s=timeout_s, request=request)
-        call.key.CopyFrom(key)
+        request = payload.raw
+        call = self.outbox.message(len(request)).calls.add(number=number, key=key, timeout_s=timeout_s, request=request)
+        if payload.made_up_id:
+            call.request_id = payload.made_up_id
         if trace is not None:
             call.traceparent = trace.traceparent
             if trace.tracestate:
@@ -191,11 +194,12 @@ class _Stream:
                 assert isinstance(message, pb.OpaqueDispatchResponse)
                 self._take(message)
         except grpc.aio.AioRpcError as error:
-            why = from_rpc_error(error)
+            why = HostUnavailable(from_rpc_error(error).message)  # whatever it was, not the fault of these calls
         except asyncio.CancelledError:
             why = HostUnavailable("the connection to the host was closed")
             raise
         finally:
+            self.closing = True  # before the first await: a call that is added now would never end
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
             self._call.cancel()

@@ -8,17 +8,16 @@ writes takes the plain way through the parser.
 
 from typing import NamedTuple
 
-from google.protobuf.message import DecodeError
-
 from modelyard.host.v1 import host_pb2
 from modelyard.inference.v1 import inference_pb2 as pb
 from modelyard.type.v1 import model_pb2
 from services.chassis.encoding import Encoded, length_delimited, read_varint, varint
+from services.chassis.layouts import Layout, Layouts, layout_of
 
 SMALL_BYTES = 16 * 1024
-"""A request up to this size is parsed whole: that is quicker than looking for its tensors."""
+"""A request up to this size is parsed whole, unless its layout is known: quicker than looking for its tensors."""
 
-_RAW_CONTENTS = pb.InferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
+_LAYOUTS = Layouts()
 _REQUEST_TAG = b"\x12"  # ExecuteRequest.request = 2
 _RESPONSE_TAG = 0x0A  # ExecuteResponse.response = 1
 _ID_TAG = b"\x1a"  # InferRequest.id = 3
@@ -31,9 +30,12 @@ class Received(NamedTuple):
 
     raw: bytes
     message: pb.InferRequest
-    """The request, possibly without `raw_input_contents`."""
+    """The request, possibly without id and `raw_input_contents`."""
+    request_id: str
     raw_lengths: tuple[int, ...]
     """Bytes of each entry of `raw_input_contents`."""
+    layout: Layout | None = None
+    """The kind of request that it is, if that is known."""
 
     @classmethod
     def FromString(cls, raw: bytes) -> "Received":
@@ -42,11 +44,17 @@ class Received(NamedTuple):
         Raises:
             DecodeError: The bytes are no request.
         """
-        if len(raw) > SMALL_BYTES and (parts := _without_tensors(raw)) is not None:
-            head, lengths = parts
-            return cls(raw, pb.InferRequest.FromString(head), lengths)
-        message = pb.InferRequest.FromString(raw)
-        return cls(raw, message, tuple(map(len, message.raw_input_contents)))
+        layout = _LAYOUTS.of(raw)
+        if layout is None and len(raw) > SMALL_BYTES:
+            layout = layout_of(raw)
+        if layout is not None:
+            return cls(raw, layout.message, layout.id_of(raw), layout.lengths, layout)
+        return cls.of(pb.InferRequest.FromString(raw), raw)
+
+    @classmethod
+    def of(cls, message: pb.InferRequest, raw: bytes = b"") -> "Received":
+        """A request that was parsed already."""
+        return cls(raw, message, message.id, tuple(map(len, message.raw_input_contents)))
 
 
 class Payload(NamedTuple):
@@ -60,10 +68,6 @@ class Payload(NamedTuple):
         """The id made up, as a field; of a field that is there twice the last one counts."""
         made_up = self.made_up_id.encode()
         return b"".join((_ID_TAG, varint(len(made_up)), made_up)) if made_up else b""
-
-    def encoded(self) -> bytes:
-        """The InferRequest for the host."""
-        return self.raw + self.suffix if self.made_up_id else self.raw
 
 
 def execute_request(key: model_pb2.ModelKey, payload: Payload) -> bytes:
@@ -101,36 +105,3 @@ def with_decision(response: bytes, decision: bytes) -> Encoded:
 def streamed(response: Encoded) -> Encoded:
     """A ModelStreamInferResponse that holds the answer."""
     return Encoded(length_delimited(_STREAMED_TAG, response.parts, len(response)))
-
-
-def _without_tensors(raw: bytes) -> tuple[bytes, tuple[int, ...]] | None:
-    """The request without `raw_input_contents`, and their lengths; None for bytes that only a parser should judge."""
-    kept: list[bytes] = []
-    lengths: list[int] = []
-    copied, at, end = 0, 0, len(raw)
-    try:
-        while at < end:
-            field_at = at
-            tag, at = read_varint(raw, at)
-            match tag & 7:
-                case 2:
-                    length, at = read_varint(raw, at)
-                    at += length
-                    if tag >> 3 == _RAW_CONTENTS:
-                        kept.append(raw[copied:field_at])
-                        lengths.append(length)
-                        copied = at
-                case 0:
-                    _, at = read_varint(raw, at)
-                case 1:
-                    at += 8
-                case 5:
-                    at += 4
-                case _:
-                    return None
-    except DecodeError:
-        return None
-    if at != end:
-        return None
-    kept.append(raw[copied:])
-    return b"".join(kept), tuple(lengths)

@@ -130,7 +130,7 @@ class HostClient:
             encoded_key = self._keys[key] = key_to(key)
         if len(payload.raw) >= LARGE_BYTES:
             return await self._alone(host, encoded_key, payload, timeout_s)
-        sent = self._line(host).dispatch.send(encoded_key, payload.encoded(), timeout_s=timeout_s, trace=current())
+        sent = self._line(host).dispatch.send(encoded_key, payload, timeout_s=timeout_s, trace=current())
         try:
             return await sent.answer
         except asyncio.CancelledError:

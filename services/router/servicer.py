@@ -92,7 +92,7 @@ class InferenceServicer:
     async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:
         """Decide one call and run nothing."""
         inner = request.request
-        received = Received(b"", inner, tuple(map(len, inner.raw_input_contents)))
+        received = Received.of(inner)
         call = self._calls.read(received, context, dry=True)
         decision = self._pipeline.explain(call, remaining_s=context.time_remaining())
         return pb.ExplainResponse(decision=wire.decision_to(decision))

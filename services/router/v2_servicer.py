@@ -199,10 +199,9 @@ class GRPCInferenceServicer:
         except Exception as error:
             logger().error("a request of a stream failed unexpectedly", exc_info=error)
             text = "internal"
-        message = request.message
         return v2.ModelStreamInferResponse(
             error_message=text,
-            infer_response=v2.ModelInferResponse(model_name=message.model_name, id=message.id),
+            infer_response=v2.ModelInferResponse(model_name=request.message.model_name, id=request.request_id),
         )
 
     async def _status(self, host: HostRecord, timeout_s: float) -> host_pb2.GetStatusResponse | None:

@@ -56,6 +56,14 @@ _SOURCES = {
 Metadata = Iterable[tuple[str, str | bytes]]
 
 
+class _Asked(NamedTuple):
+    """What all requests of one layout ask for."""
+
+    inputs: tuple[TensorMeta, ...]
+    options: RouteOptions
+    timeout_s: float | None
+
+
 def call_from(
     received: Received, metadata: Metadata, *, trace_id: str, made_up_id: str, dry: bool = False
 ) -> InferCall:
@@ -71,12 +79,18 @@ def call_from(
     Raises:
         InvalidRequest: Contents, parameters or options are malformed; names each.
     """
-    message = received.message
+    message, layout = received.message, received.layout
     headers = {key: value for key, value in metadata if key in _READ_KEYS}
     faults: list[Fault] = []
-    inputs = _inputs(received, faults, dry=dry)
-    options, timeout_s = _options(message, headers, faults)
-    own_id = message.id
+    known = None if layout is None or headers or dry else layout.notes
+    if isinstance(known, _Asked):
+        inputs, options, timeout_s = known
+    else:
+        inputs = _inputs(received, faults, dry=dry)
+        options, timeout_s = _options(message, headers, faults)
+        if layout is not None and not (faults or headers or dry):
+            layout.notes = _Asked(inputs, options, timeout_s)
+    own_id = received.request_id
     request_id = own_id or (_text(headers.get(REQUEST_ID_KEY, "")) if headers else "")
     if len(request_id) > LONGEST_ID:
         faults.append(Fault("id", f"has {len(request_id)} characters, more than {LONGEST_ID}"))
@@ -138,7 +152,8 @@ def trailing_metadata(decision: Decision) -> tuple[tuple[str, str], ...]:
         (
             DECISION_KEY,
             f"{_told_of(decision, version, host).text}attempts={len(decision.attempts)}; "
-            f"cost_microusd={version.cost_microusd}; deadline={decision.deadline_source.value}; trace={decision.trace_id}",
+            f"cost_microusd={version.cost_microusd}; deadline={decision.deadline_source.value}; "
+            f"trace={decision.trace_id}",
         ),
     )
 

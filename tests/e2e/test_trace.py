@@ -59,9 +59,9 @@ CHAIN = {
     "router/Infer": "test/client",
     "router/choose": "router/Infer",
     "router/attempt": "router/Infer",
-    "model_host/Execute": "router/attempt",
-    "model_host/queue": "model_host/Execute",
-    "model_host/compute": "model_host/Execute",
+    "model_host/Dispatch": "router/attempt",
+    "model_host/queue": "model_host/Dispatch",
+    "model_host/compute": "model_host/Dispatch",
 }
 """Every span of one call and its parent."""
 

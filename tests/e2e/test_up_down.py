@@ -152,7 +152,7 @@ def test_a_call_is_answered_explained_and_traced(up: Path, tmp_path: Path) -> No
         trace = yardctl("trace", decision["trace_id"], "--dir", str(up), "-o", "json")
         names = names_of(json.loads(trace.stdout)["spans"]) if trace.returncode == 0 else []
     assert names[:2] == ["yardctl infer", "modelyard.inference.v1.InferenceService/Infer"]
-    assert "modelyard.host.v1.ModelHostService/Execute" in names
+    assert "modelyard.host.v1.ModelHostService/Dispatch" in names
 
     explained = yardctl("explain", "say", "--dir", str(up))
     assert "say → echo:1.0.0@local-0" in explained.stdout, explained.stderr

@@ -1,5 +1,6 @@
 """Third-party clients in a venv of their own: they need another protobuf than the project."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -14,14 +15,18 @@ RUN_S = 100
 
 def python() -> Path:
     """The venv's Python; made on the first use, which takes a while."""
-    made = subprocess.run(
-        [ROOT / "tools" / "clients_venv.sh"],
-        env={**os.environ, "PYTHON": sys.executable},
-        capture_output=True,
-        text=True,
-        timeout=INSTALL_S,
-        check=False,
-    )
+    script = ROOT / "tools" / "clients_venv.sh"
+    with script.open() as lock:
+        # Tests in other processes want it as well: one makes it, and they wait.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = subprocess.run(
+            [script],
+            env={**os.environ, "PYTHON": sys.executable},
+            capture_output=True,
+            text=True,
+            timeout=INSTALL_S,
+            check=False,
+        )
     assert made.returncode == 0, f"the clients cannot be installed:\n{made.stderr[-2000:]}"
     return Path(made.stdout.strip().splitlines()[-1])
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from tests.support.ports import free_ports
+from tests.support.signals import freeze
 
 READY_S = 20.0
 STOP_S = 10.0
@@ -88,7 +89,7 @@ class EtcdProcess:
     def pause(self) -> None:
         """Freeze it: connections stay open and nothing answers."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
+        freeze(self._process.pid)
         self._paused = True
 
     def resume(self) -> None:

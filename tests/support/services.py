@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,8 +170,10 @@ class Bench:
 
     def stop(self) -> None:
         """End everything."""
-        for process in (self.router, *self.hosts.values(), self.registry):
-            process.stop()
+        callers = (self.router, *self.hosts.values())
+        with ThreadPoolExecutor(len(callers)) as together:
+            list(together.map(ServiceProcess.stop, callers))
+        self.registry.stop()
         self.etcd.stop()
 
 

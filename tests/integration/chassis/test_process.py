@@ -14,6 +14,7 @@ import pytest
 from services.chassis.channels import call, open_channel
 from services.domain.errors import BudgetExhausted, HostUnavailable
 from tests.integration.chassis.notes import Note, Stub
+from tests.support.signals import freeze
 
 ROOT = Path(__file__).parents[3]
 PATIENCE_S = 60.0
@@ -166,7 +167,7 @@ async def test_frozen_server_is_noticed_long_before_the_deadline() -> None:
     async with noted() as running, open_channel(f"127.0.0.1:{await running.port()}") as channel:
         stub = Stub(channel)
         await call(stub.One, Note(), timeout_s=30)
-        running.process.send_signal(signal.SIGSTOP)
+        freeze(running.pid)
         try:
             with pytest.raises(HostUnavailable):
                 await call(stub.One, Note(), timeout_s=30)
@@ -174,17 +175,18 @@ async def test_frozen_server_is_noticed_long_before_the_deadline() -> None:
             running.process.send_signal(signal.SIGCONT)
 
 
-async def test_channel_reconnects_to_a_server_that_came_back() -> None:
-    async with noted() as first:
-        port = await first.port()
-        async with open_channel(f"127.0.0.1:{port}") as channel:
+async def test_channel_reconnects_to_a_server_that_came_back(free_port: int) -> None:
+    address = f"127.0.0.1:{free_port}"
+    async with noted("--address", address) as first:
+        await first.port()
+        async with open_channel(address) as channel:
             stub = Stub(channel)
             await call(stub.One, Note(), timeout_s=30)
             first.process.kill()
             await first.end()
             with pytest.raises(HostUnavailable):
                 await call(stub.One, Note(), timeout_s=5)
-            async with noted("--address", f"127.0.0.1:{port}") as second:
+            async with noted("--address", address) as second:
                 await second.port()
                 async with asyncio.timeout(PATIENCE_S):
                     while not await answers(stub):  # noqa: ASYNC110

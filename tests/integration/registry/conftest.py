@@ -1,5 +1,6 @@
 """Replicas of the registry over real gRPC, on an etcd of the test's own."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -33,8 +34,7 @@ async def start_replica(own_etcd: EtcdProcess) -> AsyncIterator[StartReplica]:
         return replica
 
     yield start
-    for replica in replicas:
-        await replica.stop()
+    await asyncio.gather(*(replica.stop() for replica in replicas))
 
 
 @pytest.fixture

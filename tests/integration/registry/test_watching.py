@@ -57,6 +57,8 @@ async def test_a_large_state_comes_in_parts_of_about_a_mebibyte(replica: Replica
     for batch in range(2):
         models = [replace(a_model(f"m-{batch}-{index}"), description="x" * 10_000) for index in range(150)]
         await replica.apply(models, timeout_s=30.0)
+    earlier = await replica.watch().until(lambda heard: heard.revisions[-1:] == [2])
+    earlier.cancel()
     watcher = replica.watch()
 
     parts: list[pb.WatchSnapshot] = []

@@ -43,7 +43,7 @@ class Yard:
         self.registry_address = f"127.0.0.1:{free_ports(1)[0]}"
         self.registry: subprocess.Popen[bytes] | None = None
         self.managers: list[Manager] = []
-        self.host_base_port = free_ports(1)[0]
+        self.host_base_port = free_ports(8)[0]
 
     def start(self) -> None:
         self.etcd.start()

@@ -17,6 +17,8 @@ from modelyard.inference.v1 import inference_pb2_grpc
 from tests.integration.router.zoo import ECHO, VERSIONS, typed
 from tests.support.services import Bench, bench, eventually
 
+pytestmark = pytest.mark.alone  # where every process is slow, more calls fail than may be tried again
+
 CALLERS = 32
 
 

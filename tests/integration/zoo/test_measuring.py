@@ -14,6 +14,8 @@ from modelyard.registry.v1 import objects_pb2
 from yardctl.layout import Layout
 from yardctl.processes import live_records, read_records
 
+pytestmark = pytest.mark.alone  # it measures times
+
 
 @pytest.fixture
 def split() -> training.Split:

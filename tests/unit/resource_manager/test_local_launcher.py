@@ -59,7 +59,7 @@ class Machine:
         self.drainer = FakeDrainer()
         self.python = sys.executable
         self.program = SLEEPER
-        self.base_port = free_ports(1)[0]
+        self.base_port = free_ports(8)[0]
         self.launchers: list[LocalLauncher] = []
         self.pids: dict[int, float] = {}
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from yardctl import layout as layout_module
 from yardctl.errors import CommandError
 from yardctl.layout import (
     Addresses,
@@ -73,16 +74,15 @@ def test_a_second_holder_of_a_directory_is_refused_until_the_first_lets_go(tmp_p
         pass
 
 
-def test_a_port_in_use_is_named_with_what_it_is_for_and_who_has_it() -> None:
+def test_a_port_in_use_is_named_with_what_it_is_for_and_who_has_it(free_port: int) -> None:
     with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", free_port))
         other.listen()
-        port = other.getsockname()[1]
 
-        with pytest.raises(CommandError, match=rf"port {port} \(registry\) is in use by pid \d+ .*--base-port"):
-            refuse_ports_in_use({"registry": port})
+        with pytest.raises(CommandError, match=rf"port {free_port} \(registry\) is in use by pid \d+ .*--base-port"):
+            refuse_ports_in_use({"registry": free_port})
 
-    refuse_ports_in_use({"registry": port})
+    refuse_ports_in_use({"registry": free_port})
 
 
 def test_a_free_base_port_has_a_free_range() -> None:
@@ -92,3 +92,11 @@ def test_a_free_base_port_has_a_free_range() -> None:
     refuse_ports_in_use(
         ports_of(parts_of(Layout.of(Path("mesh")), addresses, etcd=Path("etcd"), trace_ratio=0.0), addresses, hosts=4)
     )
+
+
+def test_a_free_base_port_is_not_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    base_port = free_base_port()
+    monkeypatch.setattr(layout_module, "_BASE_PORTS", [base_port])
+
+    with pytest.raises(CommandError, match="no free range"):
+        free_base_port()

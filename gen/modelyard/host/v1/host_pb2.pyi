@@ -145,6 +145,7 @@ class DispatchedCall(_message.Message):
     TRACESTATE_FIELD_NUMBER: _builtins.int
     BAGGAGE_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Names the call on this stream; used once."""
     timeout_s: _builtins.float
@@ -155,6 +156,8 @@ class DispatchedCall(_message.Message):
     """W3C trace context: the header `tracestate`."""
     baggage: _builtins.str
     """W3C baggage: the header `baggage`."""
+    request_id: _builtins.str
+    """Echoed instead, if the request has no id."""
     @_builtins.property
     def key(self) -> _model_pb2.ModelKey:
         """The version, as in ExecuteRequest."""
@@ -173,10 +176,11 @@ class DispatchedCall(_message.Message):
         tracestate: _builtins.str = ...,
         baggage: _builtins.str = ...,
         request: _inference_pb2.InferRequest | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baggage", b"baggage", "key", b"key", "number", b"number", "request", b"request", "timeout_s", b"timeout_s", "traceparent", b"traceparent", "tracestate", b"tracestate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baggage", b"baggage", "key", b"key", "number", b"number", "request", b"request", "request_id", b"request_id", "timeout_s", b"timeout_s", "traceparent", b"traceparent", "tracestate", b"tracestate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -68,6 +68,7 @@ class OpaqueDispatchedCall(_message.Message):
     TRACESTATE_FIELD_NUMBER: _builtins.int
     BAGGAGE_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Names the call on this stream."""
     timeout_s: _builtins.float
@@ -80,6 +81,8 @@ class OpaqueDispatchedCall(_message.Message):
     """The header `baggage`."""
     request: _builtins.bytes
     """An encoded InferRequest."""
+    request_id: _builtins.str
+    """Echoed if the request has no id."""
     @_builtins.property
     def key(self) -> _model_pb2.ModelKey:
         """The version."""
@@ -94,10 +97,11 @@ class OpaqueDispatchedCall(_message.Message):
         tracestate: _builtins.str = ...,
         baggage: _builtins.str = ...,
         request: _builtins.bytes = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baggage", b"baggage", "key", b"key", "number", b"number", "request", b"request", "timeout_s", b"timeout_s", "traceparent", b"traceparent", "tracestate", b"tracestate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baggage", b"baggage", "key", b"key", "number", b"number", "request", b"request", "request_id", b"request_id", "timeout_s", b"timeout_s", "traceparent", b"traceparent", "tracestate", b"tracestate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
