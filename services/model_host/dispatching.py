@@ -11,13 +11,14 @@ from typing import TypeAlias
 import grpc.aio
 
 from modelyard.host.v1 import opaque_pb2 as pb
+from services.chassis.channels import MAX_MESSAGE_BYTES
 from services.chassis.encoding import Encoded
 from services.chassis.errors import failure_to
 from services.chassis.layouts import Layouts
 from services.chassis.outbox import Outbox
 from services.chassis.telemetry import Span, Telemetry, TraceContext, logger
 from services.domain.clock import Clock
-from services.domain.errors import BudgetExhausted, Draining, Fault, Internal, InvalidRequest, YardError
+from services.domain.errors import BudgetExhausted, Draining, Fault, Internal, InvalidRequest, ModelFailed, YardError
 from services.domain.model import ModelKey
 from services.model_host.batch_queue import BatchQueue
 from services.model_host.execution import Asked, answer_of, answer_takes_long, asked_of, budget_s
@@ -27,6 +28,9 @@ from services.model_host.standing import Standing
 
 UNSENT_BYTES = 4 << 20
 """A stream with more results waiting to be sent is not read from."""
+
+LARGEST_ANSWER_BYTES = MAX_MESSAGE_BYTES - (64 << 10)
+"""A larger answer does not fit into a message with what else is in it."""
 
 SPAN = "modelyard.host.v1.ModelHostService/Dispatch"
 """Name of the span of each sampled call."""
@@ -115,8 +119,8 @@ class _Stream:
         self._open: dict[int, _Dispatched] = {}
         self._encoding: set[asyncio.Task[None]] = set()
         self._outbox = Outbox(pb.OpaqueDispatchResponse, most_bytes=UNSENT_BYTES)
-        self._lanes: dict[Lane, None] = {}
-        """Those that the results in the outbox are of."""
+        self._lanes: dict[int, dict[Lane, None]] = {}
+        """Those that the results in the outbox are of, by the id of their message."""
         self._closing = False
         self._told_closing = False
 
@@ -153,12 +157,12 @@ class _Stream:
     async def _read(self, messages: AsyncIterator[pb.OpaqueDispatchRequest]) -> None:
         async for message in messages:
             now_s = self._home.clock.now_s()
-            for number in message.cancels:
+            for call in message.calls:
+                self._take(call, now_s)
+            for number in message.cancels:  # perhaps of a call that came with them
                 dispatched = self._open.get(number)
                 if dispatched is not None:
                     self._abandon(dispatched)
-            for call in message.calls:
-                self._take(call, now_s)
             await self._outbox.room.wait()
 
     def _take(self, call: pb.OpaqueDispatchedCall, now_s: float) -> None:
@@ -166,6 +170,7 @@ class _Stream:
         if number in self._open:
             raise InvalidRequest.of([Fault("calls.number", f"{number} names a call that has no result yet")])
         span: Span | None = None
+        lane: Lane | None = None
         try:
             if self._closing:
                 raise Draining("this host takes no more calls; ask another")
@@ -174,6 +179,7 @@ class _Stream:
                 raise BudgetExhausted("nothing is left of the call's deadline")
             key = call.key
             hosted = self._home.lifecycle.ready(ModelKey(key.model, key.version))
+            lane = hosted.lane
             trace = None
             traceparent = call.traceparent
             if traceparent and traceparent[-1] in _SAMPLED:
@@ -193,10 +199,10 @@ class _Stream:
             dispatched = self._open[number] = _Dispatched(self, number, asked, span)
             self._home.queue.enter(asked.lane, asked.call, dispatched)
         except YardError as error:
-            self._fail(number, error, span)
+            self._fail(number, error, span, lane)
         except Exception as error:
             logger().error("a dispatched call failed unexpectedly", exc_info=error)
-            self._fail(number, Internal("internal"), span)
+            self._fail(number, Internal("internal"), span, lane)
 
     def _abandon(self, dispatched: _Dispatched) -> None:
         dispatched.ended = True
@@ -234,10 +240,15 @@ class _Stream:
         self._fail(dispatched.number, error, dispatched.span, dispatched.asked.lane)
 
     def _add(self, dispatched: _Dispatched, answer: Answer, encoded: Encoded) -> None:
+        if len(encoded) > LARGEST_ANSWER_BYTES:  # would end the stream, and every call on it
+            text = f"the answer of {dispatched.asked.lane.key} has {len(encoded)} bytes, too many for a message"
+            self.failed(dispatched, ModelFailed(text))
+            return
         del self._open[dispatched.number]
         response = encoded.SerializeToString()
-        self._lanes[dispatched.asked.lane] = None
-        self._outbox.message(len(response)).results.add(
+        message = self._outbox.message(len(response))
+        self._lanes.setdefault(id(message), {})[dispatched.asked.lane] = None
+        message.results.add(
             number=dispatched.number,
             response=response,
             queue_s=answer.queue_s,
@@ -250,16 +261,16 @@ class _Stream:
     def _fail(self, number: int, error: YardError, span: Span | None, lane: Lane | None = None) -> None:
         self._open.pop(number, None)
         failure = failure_to(error)
+        message = self._outbox.message(failure.ByteSize())
         if lane is not None:
-            self._lanes[lane] = None
-        self._outbox.message(failure.ByteSize()).results.add(number=number, failure=failure)
+            self._lanes.setdefault(id(message), {})[lane] = None
+        message.results.add(number=number, failure=failure)
         if span is not None:
             span.fail(error)
             _end(span)
 
     async def _write(self, message: pb.OpaqueDispatchResponse) -> None:
-        lanes, self._lanes = self._lanes, {}
-        self._home.standing.fill_load(message.load, lanes)
+        self._home.standing.fill_load(message.load, self._lanes.pop(id(message), ()))
         await self._context.write(message)
 
 

@@ -4,7 +4,8 @@ Retries cost a budget per route, so that an outage is not met with a multiple of
 is free: a call that was on a host in good standing when that host went away. A host goes away
 once, with the calls it had, so those retries are bounded by what was in flight; every later call
 to it pays. So the loss of a host costs no caller an error, however little traffic there was to
-fill the budget, while at the failure of everything attempts stay near one per call.
+fill the budget, while at the failure of everything attempts stay near one per call. The same goes for
+calls that a host refuses because it drains or has just unloaded the version: it does so once.
 """
 
 import enum
@@ -97,13 +98,15 @@ class Attempted:
     """A failed attempt, and what is left to try with."""
 
     error: YardError
+    never_sent: bool
+    """The host cannot have seen the call: there was no connection."""
     number: int
     """1 for the first attempt."""
     most: int
     """Attempts allowed, the first included."""
     idempotent: bool
-    lost_in_good_standing: bool
-    """The host went away, and nothing spoke against it when the call was sent."""
+    in_good_standing: bool
+    """The host went away, or refused a version that it had, and nothing spoke against it when the call was sent."""
     remaining_s: float
     """Seconds until the deadline."""
     others: bool
@@ -135,12 +138,14 @@ def decide(attempted: Attempted, budget: RetryBudget, *, now_s: float, chance: f
         now_s: Monotonic seconds.
         chance: A random number in [0, 1) for the full jitter of the backoff.
     """
-    fate = fate_of(attempted.error)
+    fate = Fate.NEVER_RAN if attempted.never_sent else fate_of(attempted.error)
     if fate is Fate.FINAL:
         return GiveUp("no other attempt would end better")
     if fate is Fate.MAY_HAVE_RUN and not attempted.idempotent:
         return GiveUp("it may have run, and is not idempotent")
-    if attempted.number >= attempted.most:
+    # What never ran costs a round trip at most, and is tried once on each host: no attempt while there are others.
+    refused = fate is Fate.NEVER_RAN and attempted.others
+    if attempted.number >= attempted.most and not refused:
         return GiveUp(f"{attempted.number} attempts are the most allowed")
     backoff_s = 0.0
     if not attempted.others:
@@ -149,6 +154,6 @@ def decide(attempted: Attempted, budget: RetryBudget, *, now_s: float, chance: f
             backoff_s = max(backoff_s, attempted.error.retry_after_s)
     if backoff_s >= attempted.remaining_s:
         return GiveUp("the deadline leaves no time for another")
-    if not attempted.lost_in_good_standing and not budget.spend(now_s):
+    if not attempted.in_good_standing and not budget.spend(now_s):
         return GiveUp("the route's retry budget is spent")
     return Retry(attempted.others, backoff_s)

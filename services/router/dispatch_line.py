@@ -8,6 +8,7 @@ of a certain age: an old stream is left to end its own calls.
 
 import asyncio
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import grpc.aio
@@ -20,7 +21,6 @@ from services.chassis.outbox import Outbox
 from services.chassis.telemetry import TraceContext
 from services.domain.clock import Clock
 from services.domain.errors import BudgetExhausted, HostUnavailable, Overloaded, YardError
-from services.domain.host import HostLoad
 from services.router.frames import Payload
 from services.router.pipeline import AttemptFailed, HostAnswer
 
@@ -61,9 +61,10 @@ class Sent:
 class DispatchLine:
     """Calls to one host process."""
 
-    def __init__(self, method: Streams, *, clock: Clock) -> None:
-        """Open streams of `method` as they are needed."""
+    def __init__(self, method: Streams, *, connected: Callable[[], bool], clock: Clock) -> None:
+        """Open streams of `method` as they are needed; `connected` says whether its channel has a connection."""
         self._method = method
+        self._connected = connected
         self._clock = clock
         self._current: _Stream | None = None
         self._streams: set[_Stream] = set()
@@ -113,7 +114,7 @@ class DispatchLine:
     def _renew(self, now_s: float) -> "_Stream":
         if self._current is not None:
             self._current.finish()
-        stream = self._current = _Stream(self._method, now_s, self._clock)
+        stream = self._current = _Stream(self._method, self._connected, now_s, self._clock)
         self._streams.add(stream)
         stream.running.add_done_callback(lambda _: self._gone(stream))
         return stream
@@ -125,12 +126,15 @@ class DispatchLine:
 
 
 class _Stream:
-    def __init__(self, method: Streams, now_s: float, clock: Clock) -> None:
+    def __init__(self, method: Streams, connected: Callable[[], bool], now_s: float, clock: Clock) -> None:
         self.opened_s = now_s
         self.outbox = Outbox(pb.OpaqueDispatchRequest, most_bytes=WAITING_BYTES)
         self.closing = False
         """Whether no more calls may be added: the host takes none, or the stream has ended."""
+        self._connected = connected
         self._clock = clock
+        self._wrote = False
+        """Whether anything went out."""
         self._sent: dict[int, Sent] = {}
         self._finishing = False
         self._loop = asyncio.get_running_loop()
@@ -179,10 +183,14 @@ class _Stream:
     async def _write(self) -> None:
         while True:
             await self.outbox.ready.wait()
-            await self.outbox.send(self._call.write)
+            await self.outbox.send(self._write_one)
             if self._finishing:
                 await self._call.done_writing()
                 return
+
+    async def _write_one(self, message: pb.OpaqueDispatchRequest) -> None:
+        await self._call.write(message)
+        self._wrote = True
 
     # --- in -------------------------------------------------------------------------------------
 
@@ -203,7 +211,7 @@ class _Stream:
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
             self._call.cancel()
-            self._fail_all(why)
+            self._fail_all(why, never_sent=not self._wrote and not self._connected())
 
     def _take(self, message: pb.OpaqueDispatchResponse) -> None:
         load = load_from(message.load) if message.HasField("load") else None
@@ -220,12 +228,12 @@ class _Stream:
             else:
                 sent.answer.set_exception(AttemptFailed(failure_from(result.failure), load))
 
-    def _fail_all(self, why: YardError) -> None:
+    def _fail_all(self, why: YardError, *, never_sent: bool) -> None:
         if self._expiry is not None:
             self._expiry.cancel()
         sent, self._sent = self._sent, {}
         for each in sent.values():
-            _fail(each, type(why)(why.message, retry_after_s=why.retry_after_s), None)
+            _fail(each, type(why)(why.message, retry_after_s=why.retry_after_s), never_sent=never_sent)
 
     # --- deadlines ------------------------------------------------------------------------------
 
@@ -243,12 +251,12 @@ class _Stream:
         late = [sent for sent in self._sent.values() if sent.deadline_at_s <= now_s]
         for sent in late:
             self.cancel(sent.number)
-            _fail(sent, BudgetExhausted("the host has not answered in the time that the call may take"), None)
+            _fail(sent, BudgetExhausted("the host has not answered in the time that the call may take"))
         self._expires_at_s = min((sent.deadline_at_s for sent in self._sent.values()), default=math.inf)
         if self._sent:
             self._expire_at(self._expires_at_s)
 
 
-def _fail(sent: Sent, error: YardError, load: HostLoad | None) -> None:
+def _fail(sent: Sent, error: YardError, *, never_sent: bool = False) -> None:
     if not sent.answer.done():
-        sent.answer.set_exception(AttemptFailed(error, load))
+        sent.answer.set_exception(AttemptFailed(error, None, never_sent=never_sent))

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from services.domain.errors import (
     BudgetExhausted,
+    Draining,
     HostUnavailable,
     Internal,
     ModelFailed,
@@ -123,3 +125,23 @@ def take_failure(state: VersionState, error: YardError, now_s: float, *, hung: b
             scoring.punish_version(state, now_s)
         case Overloaded():
             scoring.punish_version(state, now_s, pushback_s=error.retry_after_s)
+
+
+class Standing(NamedTuple):
+    """What spoke against a host when a call was sent to it."""
+
+    suspect: bool
+    """The connection broke, and no answer has come since."""
+    punished: bool
+    """It failed, or refused the version, lately."""
+
+    def forgives(self, error: YardError) -> bool:
+        """Whether `error` could not be known: a host goes away, or gives up a version, once."""
+        if isinstance(error, HostUnavailable):
+            return not self.suspect
+        return isinstance(error, ModelNotReady | Draining) and not self.punished
+
+
+def take_standing(state: VersionState) -> Standing:
+    """How a version on a host stands now."""
+    return Standing(state.host.suspect, bool(state.penalty_s or state.host.penalty_s))

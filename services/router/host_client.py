@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
@@ -137,7 +138,8 @@ class HostClient:
             sent.cancel()
             raise
         except AttemptFailed as failure:
-            raise AttemptFailed(self._told(host, failure.error), failure.load) from None
+            told = self._told(host, failure.error)
+            raise AttemptFailed(told, failure.load, never_sent=failure.never_sent) from None
 
     async def _alone(self, host: HostRecord, key: model_pb2.ModelKey, payload: Payload, timeout_s: float) -> HostAnswer:
         request = execute_request(key, payload)
@@ -186,7 +188,11 @@ class HostClient:
                 request_serializer=opaque_pb2.OpaqueDispatchRequest.SerializeToString,
                 response_deserializer=opaque_pb2.OpaqueDispatchResponse.FromString,
             )
-            dispatch = DispatchLine(streams, clock=self._clock)
+            dispatch = DispatchLine(
+                streams,
+                connected=lambda: channel.get_state() is grpc.ChannelConnectivity.READY,
+                clock=self._clock,
+            )
             execute: _Bytes = channel.unary_unary(f"/{_SERVICE}/Execute")
             status: _Bytes = channel.unary_unary(f"/{_SERVICE}/GetStatus")
             line = self._lines[process] = _Line(channel, dispatch, execute, status)

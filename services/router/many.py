@@ -115,13 +115,21 @@ class _Stream:
                     task.cancel()
                     self._outbox.ready.set()  # it may have been the last one
             for call in message.calls:
+                if len(self._open) >= MOST_OPEN or not self._outbox.room.is_set():
+                    await self._room()
+                    if self._closing:
+                        await loop.create_future()
                 if call.tag in self._open:
                     raise InvalidRequest.of([Fault("calls.tag", f"{call.tag} names a call that has no result yet")])
                 self._open[call.tag] = loop.create_task(self._one(call))
-            while len(self._open) >= MOST_OPEN:
-                self._fewer.clear()
-                await self._fewer.wait()
-            await self._outbox.room.wait()
+            await self._room()
+
+    async def _room(self) -> None:
+        """Wait until one more call may begin; one message can hold millions."""
+        while len(self._open) >= MOST_OPEN:
+            self._fewer.clear()
+            await self._fewer.wait()
+        await self._outbox.room.wait()
 
     async def _one(self, call: pb.OpaqueManyCall) -> None:
         parent = TraceContext.from_headers(call.traceparent) if call.traceparent else None

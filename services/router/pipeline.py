@@ -13,7 +13,6 @@ from services.domain.clock import Clock
 from services.domain.deadline import Deadline
 from services.domain.errors import (
     Fault,
-    HostUnavailable,
     InvalidRequest,
     ModelNotFound,
     NoReadyHost,
@@ -29,7 +28,7 @@ from services.policy import retrying, scoring
 from services.policy.admission import Reject, admit_to_router, allowance
 from services.policy.balancing import Draw
 from services.router.decision import Attempt, Decision
-from services.router.host_book import HostBook, take_failure, take_report
+from services.router.host_book import HostBook, take_failure, take_report, take_standing
 from services.router.planning import NO_HOST_RETRY_S, Fleet, Plan, Planner
 from services.router.snapshot import Destination, Snapshot
 
@@ -51,11 +50,12 @@ class HostAnswer(NamedTuple):
 class AttemptFailed(Exception):
     """A host did not answer; `load` is what it said of itself all the same."""
 
-    def __init__(self, error: YardError, load: HostLoad | None) -> None:
-        """Failed for `error`."""
+    def __init__(self, error: YardError, load: HostLoad | None, *, never_sent: bool = False) -> None:
+        """Failed for `error`; `never_sent` if the host cannot have seen the call."""
         super().__init__(error.message)
         self.error = error
         self.load = load
+        self.never_sent = never_sent
 
 
 class Catalog(Protocol):
@@ -267,19 +267,20 @@ class Pipeline:
         tried: list[str] = []
         while True:
             _take(decision, plan)
-            suspect = plan.state.host.suspect
+            standing = take_standing(plan.state)
             answer = await self._attempt(call, plan, decision, deadline)
             if isinstance(answer, HostAnswer):
                 decision.stages.total_s = self._clock.now_s() - start_s
                 self._feedback.answered(decision)
                 return Answer(answer.payload, decision)
             tried.append(plan.record.host_id)
-            lost = isinstance(answer, HostUnavailable) and not suspect
-            plan = await self._again(call, destination, deadline, tried, answer, lost_in_good_standing=lost)
+            plan = await self._again(
+                call, destination, deadline, tried, answer, in_good_standing=standing.forgives(answer.error)
+            )
 
     async def _attempt(
         self, call: InferCall, plan: Plan, decision: Decision, deadline: Deadline
-    ) -> HostAnswer | YardError:
+    ) -> HostAnswer | AttemptFailed:
         """Try one host; what follows from it is learned here."""
         reserve_s = min(self._limits.reserve_s, RESERVE_SHARE * deadline.remaining_s())
         timeout_s = deadline.for_hop(reserve_s=max(0.0, reserve_s))
@@ -295,7 +296,7 @@ class Pipeline:
             hung = took_s >= timeout_s > scoring.HUNG_FACTOR * plan.predicted_s
             take_failure(state, failure.error, now_s, hung=hung)
             self._note(decision, Attempt(plan.record.host_id, took_s, failure.error))
-            return failure.error
+            return failure
         finally:
             scoring.ended(state, work_s)
         now_s = self._clock.now_s()
@@ -315,24 +316,26 @@ class Pipeline:
         destination: Destination,
         deadline: Deadline,
         tried: Sequence[str],
-        error: YardError,
+        failed: AttemptFailed,
         *,
-        lost_in_good_standing: bool,
+        in_good_standing: bool,
     ) -> Plan:
         """The plan of the next attempt, after the backoff that it needs.
 
         Raises:
-            YardError: `error`, if there is to be none.
+            YardError: What it failed with, if there is to be none.
         """
+        error = failed.error
         plan = self._replan(call, destination, deadline, number=len(tried) + 1, excluded=tried)
         now_s = self._clock.now_s()
         verdict = retrying.decide(
             retrying.Attempted(
                 error=error,
+                never_sent=failed.never_sent,
                 number=len(tried),
                 most=destination.route.max_attempts,
                 idempotent=call.options.idempotent,
-                lost_in_good_standing=lost_in_good_standing,
+                in_good_standing=in_good_standing,
                 remaining_s=deadline.at_s - now_s,
                 others=isinstance(plan, Plan),
             ),

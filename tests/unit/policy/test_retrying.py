@@ -29,11 +29,12 @@ from services.policy.retrying import (
 )
 
 LOST = Attempted(
+    never_sent=False,
     error=HostUnavailable("gone"),
     number=1,
     most=3,
     idempotent=True,
-    lost_in_good_standing=False,
+    in_good_standing=False,
     remaining_s=10.0,
     others=True,
 )
@@ -90,7 +91,7 @@ def test_a_spent_budget_stops_retries() -> None:
 
 
 def test_the_loss_of_a_good_host_is_free_of_the_budget() -> None:
-    lost = replace(LOST, lost_in_good_standing=True)
+    lost = replace(LOST, in_good_standing=True)
 
     assert isinstance(decide(lost, spent_budget(), now_s=0.0, chance=0.5), Retry)
 
@@ -154,3 +155,17 @@ def test_when_everything_fails_retries_stay_near_a_tenth_of_the_calls(calls: int
         retries += isinstance(decide(LOST, budget, now_s=now_s, chance=0.5), Retry)
 
     assert retries <= BUDGET_BURST + 0.1 * calls + seconds + 1
+
+
+def test_a_refusal_is_no_attempt_while_another_host_can_be_asked() -> None:
+    refused = replace(LOST, error=ModelNotReady("loading"), number=3)
+
+    assert isinstance(decide(refused, RetryBudget(0.0, share=1.0), now_s=0.0, chance=0.5), Retry)
+    alone = replace(refused, others=False)
+    assert isinstance(decide(alone, RetryBudget(0.0, share=1.0), now_s=0.0, chance=0.5), GiveUp)
+
+
+def test_a_call_that_found_no_connection_goes_elsewhere_whatever_it_does() -> None:
+    unsent = replace(LOST, never_sent=True, idempotent=False, number=3)
+
+    assert decide(unsent, RetryBudget(0.0, share=1.0), now_s=0.0, chance=0.5) == Retry(True, 0.0)
