@@ -13,10 +13,8 @@ from contextvars import Token
 from types import TracebackType
 from typing import Self
 
-from opentelemetry.util.types import AttributeValue
-
 from services.chassis.logs import LEVELS, logger, setup_logging
-from services.chassis.span_export import FinishedSpan, Kind, SpanExport
+from services.chassis.span_export import AttributeValue, FinishedSpan, Kind, SpanExport
 from services.chassis.trace_context import (
     TraceContext,
     attach,

@@ -88,7 +88,7 @@ class DispatchLine:
             stream = self._renew(now_s)
         if not stream.outbox.room.is_set():
             text = f"{stream.outbox.waiting_bytes} bytes of calls wait to be sent to the host, which does not keep up"
-            raise AttemptFailed(Overloaded(text, retry_after_s=RETRY_AFTER_S), None)
+            raise AttemptFailed(Overloaded(text, retry_after_s=RETRY_AFTER_S), None, never_sent=True)
         self._next += 1
         return stream.add(self._next, key, payload, now_s=now_s, timeout_s=timeout_s, trace=trace)
 

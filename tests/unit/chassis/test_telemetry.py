@@ -179,15 +179,15 @@ async def test_without_a_collector_nothing_begins() -> None:
     assert telemetry.span("b").context.sampled
 
 
-def test_collector_that_is_away_is_said_once_a_minute(log: "Lines") -> None:
+async def test_collector_that_is_away_is_said_once_a_minute(log: "Lines") -> None:
     clock = ManualClock()
-    exporter = span_export._QuietExporter("127.0.0.1:1", clock)
+    exporter = span_export.SpanExport("127.0.0.1:1", service="test", instance="test-0", clock=clock)
 
     for _ in range(50):
         exporter._lost(7, "away")
     clock.advance(span_export.WARN_EVERY_S)
     exporter._lost(7, "away")
-    exporter.shutdown()
+    await exporter.close()
 
     assert [line["message"] for line in log.read()] == ["spans are lost"] * 2
 

@@ -127,11 +127,16 @@ async def name_of(sent: Sent) -> str:
     return inference_pb2.InferResponse.FromString(answer.payload).id
 
 
-async def failure(sent: Sent) -> YardError:
-    """What the call failed with."""
+async def failed(sent: Sent) -> AttemptFailed:
+    """How the call failed."""
     with pytest.raises(AttemptFailed) as caught:
         await answer_of(sent)
-    return caught.value.error
+    return caught.value
+
+
+async def failure(sent: Sent) -> YardError:
+    """What the call failed with."""
+    return (await failed(sent)).error
 
 
 # --- many calls in a message -----------------------------------------------------------------------
@@ -379,10 +384,11 @@ async def test_a_stream_that_breaks_off_fails_its_calls_like_a_host_out_of_reach
     async with pair(break_off) as both:
         sent = [both.send() for _ in range(20)]
 
-        errors = [await failure(each) for each in sent]
+        failures = [await failed(each) for each in sent]
 
-    assert {type(error) for error in errors} == {HostUnavailable}
-    assert len({id(error) for error in errors}) == 20, "each caller's to add to"
+    assert {type(each.error) for each in failures} == {HostUnavailable}
+    assert not any(each.never_sent for each in failures)
+    assert len({id(each.error) for each in failures}) == 20, "each caller's to add to"
 
 
 async def test_a_host_that_breaks_off_is_reported_and_named() -> None:
@@ -414,7 +420,10 @@ async def test_a_host_that_is_not_there_fails_calls_like_one_out_of_reach() -> N
     async with pair(say_nothing) as both:
         await both.host.stop()
 
-        assert type(await failure(both.send())) is HostUnavailable
+        attempt = await failed(both.send())
+
+    assert type(attempt.error) is HostUnavailable
+    assert attempt.never_sent
 
 
 async def test_what_is_sent_the_moment_a_stream_breaks_goes_on_another() -> None:
@@ -536,8 +545,8 @@ async def test_a_host_that_does_not_read_gets_no_more_than_may_wait_and_later_ca
         for number in range(1000):  # 60 MB
             try:
                 taken.append(both.send(f"call-{number}", size=CALL_BYTES))
-            except AttemptFailed as failed:
-                refusal = failed
+            except AttemptFailed as refused:
+                refusal = refused
                 break
             await asyncio.sleep(0)  # what can be sent is sent
         with pytest.raises(AttemptFailed):
@@ -547,7 +556,7 @@ async def test_a_host_that_does_not_read_gets_no_more_than_may_wait_and_later_ca
         assert refusal is not None
         assert type(refusal.error) is Overloaded
         assert refusal.error.retry_after_s is not None
-        assert refusal.load is None
+        assert (refusal.load, refusal.never_sent) == (None, True)
         assert WAITING_BYTES < len(taken) * CALL_BYTES < WAITING_BYTES + WINDOW_BYTES
         assert grown_bytes < 4 * WAITING_BYTES
         reads.set()
