@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import grpc
 import grpc.aio
 
-from services.chassis.channels import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
+from services.chassis.channels import LARGE_FRAMES, MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
 from services.chassis.logs import logger
 
 EngineName = Literal["auto", "aio", "native"]
@@ -59,6 +59,7 @@ class ServerLimits:
             # Callers ping every second, which the defaults take for abuse.
             ("grpc.http2.min_ping_interval_without_data_ms", 500),
             ("grpc.http2.max_ping_strikes", 0),
+            *LARGE_FRAMES,
         ]
 
     def lifetimes(self) -> list[tuple[str, int]]:

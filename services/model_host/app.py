@@ -2,6 +2,9 @@
 
 import asyncio
 import os
+from typing import cast
+
+from google.protobuf.message import Message
 
 from modelyard.host.v1 import host_pb2, opaque_pb2
 from services.chassis.instruments import serve_metrics
@@ -16,6 +19,7 @@ from services.model_host.batch_queue import BatchQueue
 from services.model_host.config import Config
 from services.model_host.device import ComputeDevice, choose
 from services.model_host.dispatching import Dispatching
+from services.model_host.execution import Command
 from services.model_host.executor import Executor
 from services.model_host.lane import Step
 from services.model_host.lifecycle import Lifecycle
@@ -195,7 +199,10 @@ async def start(config: Config, process: Process) -> None:
         SERVICE,
         servicer,
         deadline=DeadlineRule.REQUIRED,
-        messages={"modelyard.host.v1.DispatchRequest": opaque_pb2.OpaqueDispatchRequest},
+        messages={
+            "modelyard.host.v1.DispatchRequest": opaque_pb2.OpaqueDispatchRequest,
+            "modelyard.host.v1.ExecuteRequest": cast("type[Message]", Command),
+        },
     )
     standing.bound(await host.server.start())
     if config.registry:

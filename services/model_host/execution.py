@@ -4,15 +4,18 @@ import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
+from modelyard.host.v1 import host_pb2
 from modelyard.inference.v1 import inference_pb2
-from services.chassis.encoding import Encoded
+from modelyard.type.v1 import model_pb2
+from services.chassis.encoding import Encoded, read_varint
 from services.chassis.layouts import Layout
 from services.domain.deadline import LONGEST_S
 from services.domain.errors import MalformedMessage
-from services.domain.model import TensorSpec
+from services.domain.model import ModelKey, TensorSpec
 from services.model_host.lane import Answer, Call, Lane
 from services.model_host.lifecycle import Hosted
 from services.model_host.tensors import NDArray
@@ -36,6 +39,10 @@ RESERVED_SHARE = 0.1
 """Most of a deadline that is kept back to answer in; a short one is still worth trying."""
 
 
+_KEY_TAG = b"\x0a"  # ExecuteRequest.key = 1
+_REQUEST_TAG = b"\x12"  # ExecuteRequest.request = 2
+
+
 @dataclass(slots=True, eq=False)
 class Asked:
     """What one request asks of one version."""
@@ -48,6 +55,32 @@ class Asked:
     """Whether they are to be in raw form."""
     request_id: str
     call: Call
+
+
+class Command(NamedTuple):
+    """An ExecuteRequest whose InferRequest is left encoded; stands in for the message class."""
+
+    key: ModelKey
+    request: bytes
+
+    @classmethod
+    def FromString(cls, raw: bytes) -> "Command":
+        """Take an ExecuteRequest apart; its tensors are copied once.
+
+        Raises:
+            DecodeError: The bytes are none.
+        """
+        if raw[:1] == _KEY_TAG:
+            length, at = read_varint(raw, 1)
+            key, at = raw[at : at + length], at + length
+            if raw[at : at + 1] == _REQUEST_TAG:
+                length, at = read_varint(raw, at + 1)
+                if at + length == len(raw):
+                    named = model_pb2.ModelKey.FromString(key)
+                    return cls(ModelKey(named.model, named.version), raw[at:])
+        message = host_pb2.ExecuteRequest.FromString(raw)  # in another order, which no encoder writes
+        named = message.key
+        return cls(ModelKey(named.model, named.version), message.request.SerializeToString())
 
 
 def asked_of(
@@ -67,35 +100,60 @@ def asked_of(
         MalformedMessage: The bytes are no InferRequest.
         InvalidRequest: It does not fit the version; every fault is named.
     """
-    schema, lane = _schema_of(hosted), hosted.lane
-    assert lane is not None
-    try:
-        if layout is not None:
-            plan = layout.notes
-            if not isinstance(plan, Plan) or plan.schema is not schema:
-                plan = layout.notes = plan_of(layout, schema)
-            if isinstance(plan, Plan):
-                call = _call(tensors_by(plan, raw), deadline_at_s, trace)
-                return Asked(lane, schema, plan.wanted, True, layout.id_of(raw) or request_id, call)
-        request = inference_pb2.InferRequest.FromString(raw)
-    except DecodeError:
-        raise MalformedMessage(f"the {len(raw)} bytes received are not an InferRequest") from None
-    asked = _asked(hosted, request, tensors_from(request, schema), deadline_at_s=deadline_at_s, trace=trace)
+    known = _by_layout(hosted, raw, layout, request_id=request_id, deadline_at_s=deadline_at_s, trace=trace)
+    if known is not None:
+        return known
+    request = _parsed(raw)
+    asked = _asked(hosted, request, tensors_from(request, _schema_of(hosted)), deadline_at_s=deadline_at_s, trace=trace)
     asked.request_id = asked.request_id or request_id
     return asked
 
 
 async def asked_beside(
-    hosted: Hosted, request: inference_pb2.InferRequest, *, deadline_at_s: float, trace: object
+    hosted: Hosted, raw: bytes, layout: Layout | None, *, deadline_at_s: float, trace: object
 ) -> Asked:
     """As `asked_of`; what takes long is done beside the loop."""
-    schema = _schema_of(hosted)
+    known = _by_layout(hosted, raw, layout, request_id="", deadline_at_s=deadline_at_s, trace=trace)
+    if known is not None:
+        return known
+    request, schema = _parsed(raw), _schema_of(hosted)
     per_element = not is_raw(request) or any(tensor.datatype == "BYTES" for tensor in request.inputs)
     if per_element and sum(math.prod(tensor.shape) for tensor in request.inputs) > LARGE_ELEMENTS:
         tensors = await asyncio.to_thread(tensors_from, request, schema)
     else:
         tensors = tensors_from(request, schema)
     return _asked(hosted, request, tensors, deadline_at_s=deadline_at_s, trace=trace)
+
+
+def _by_layout(
+    hosted: Hosted, raw: bytes, layout: Layout | None, *, request_id: str, deadline_at_s: float, trace: object
+) -> Asked | None:
+    """The request without parsing; None where its layout is not known or not plain."""
+    if layout is None:
+        return None
+    schema, lane = _schema_of(hosted), hosted.lane
+    plan = layout.notes
+    if not isinstance(plan, Plan) or plan.schema is not schema:
+        plan = layout.notes = plan_of(layout, schema)
+    if not isinstance(plan, Plan):
+        return None
+    assert lane is not None
+    try:
+        own_id = layout.id_of(raw) or request_id
+    except DecodeError:
+        raise _malformed(raw) from None
+    return Asked(lane, schema, plan.wanted, True, own_id, _call(tensors_by(plan, raw), deadline_at_s, trace))
+
+
+def _parsed(raw: bytes) -> inference_pb2.InferRequest:
+    try:
+        return inference_pb2.InferRequest.FromString(raw)
+    except DecodeError:
+        raise _malformed(raw) from None
+
+
+def _malformed(raw: bytes) -> MalformedMessage:
+    return MalformedMessage(f"the {len(raw)} bytes received are not an InferRequest")
 
 
 def answer_of(asked: Asked, answer: Answer) -> Encoded:

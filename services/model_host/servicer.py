@@ -11,6 +11,7 @@ from modelyard.host.v1 import opaque_pb2
 from modelyard.type.v1 import model_pb2
 from services.chassis.codec import LOAD_KEY, duration_to, key_from, key_to, record_to, state_to
 from services.chassis.encoding import Encoded, length_delimited
+from services.chassis.layouts import layout_of
 from services.chassis.object_codec import object_from
 from services.chassis.telemetry import current
 from services.domain.clock import Clock
@@ -20,11 +21,12 @@ from services.domain.objects import Model, ModelVersion
 from services.model_host.batch_queue import BatchQueue
 from services.model_host.dispatching import Context as DispatchContext
 from services.model_host.dispatching import Dispatching
-from services.model_host.execution import answer_of, answer_takes_long, asked_beside, budget_s
+from services.model_host.execution import Command, answer_of, answer_takes_long, asked_beside, budget_s
 from services.model_host.lane import LaneStatistics
 from services.model_host.lifecycle import Hosted, Lifecycle
 from services.model_host.orders import LoadOrder
 from services.model_host.standing import Standing
+from services.model_host.tensors import LARGE_BYTES
 
 _RESPONSE_TAG = b"\x0a"  # ExecuteResponse.response = 1
 
@@ -74,12 +76,12 @@ class ModelHostServicer:
         """Run many inferences."""
         await self._dispatching.serve(messages, context)
 
-    async def Execute(self, request: pb.ExecuteRequest, context: ExecuteContext) -> Encoded:
+    async def Execute(self, request: Command, context: ExecuteContext) -> Encoded:
         """Run one inference. Errors carry the host's load in trailing metadata."""
-        key = ModelKey(request.key.model, request.key.version)
+        key = request.key
         deadline_at_s = self._clock.now_s() + budget_s(context.time_remaining(), self._reserve_s)
         try:
-            return await self._execute(self._lifecycle.ready(key), request, deadline_at_s)
+            return await self._execute(self._lifecycle.ready(key), request.request, deadline_at_s)
         except YardError:
             context.set_trailing_metadata(((LOAD_KEY, self._load_of(key)),))
             raise
@@ -113,8 +115,9 @@ class ModelHostServicer:
             statistics=_statistics(self._queue.statistics),
         )
 
-    async def _execute(self, hosted: Hosted, request: pb.ExecuteRequest, deadline_at_s: float) -> Encoded:
-        asked = await asked_beside(hosted, request.request, deadline_at_s=deadline_at_s, trace=current())
+    async def _execute(self, hosted: Hosted, raw: bytes, deadline_at_s: float) -> Encoded:
+        layout = layout_of(raw) if len(raw) >= LARGE_BYTES else None
+        asked = await asked_beside(hosted, raw, layout, deadline_at_s=deadline_at_s, trace=current())
         answer = await self._queue.submit(asked.lane, asked.call)
         if answer_takes_long(asked, answer):
             response = await asyncio.to_thread(answer_of, asked, answer)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from modelyard.host.v1 import host_pb2
 from modelyard.inference.v1 import inference_pb2 as pb
 from modelyard.type.v1 import model_pb2
-from services.chassis.encoding import Encoded, length_delimited, read_varint, varint
+from services.chassis.encoding import Buffer, Encoded, length_delimited, read_varint, varint
 from services.chassis.layouts import Layout, Layouts, layout_of
 
 SMALL_BYTES = 16 * 1024
@@ -77,11 +77,11 @@ def execute_request(key: model_pb2.ModelKey, payload: Payload) -> bytes:
     return b"".join((prefix, _REQUEST_TAG, varint(len(payload.raw) + len(suffix)), payload.raw, suffix))
 
 
-def open_response(raw: bytes) -> tuple[bytes, host_pb2.ExecuteResponse]:
+def open_response(raw: bytes) -> tuple[Buffer, host_pb2.ExecuteResponse]:
     """An ExecuteResponse taken apart.
 
     Returns:
-        The InferResponse in it, still encoded, and the rest.
+        The InferResponse in it, still encoded and where it lies, and the rest.
 
     Raises:
         DecodeError: The bytes are no ExecuteResponse.
@@ -92,12 +92,12 @@ def open_response(raw: bytes) -> tuple[bytes, host_pb2.ExecuteResponse]:
         if end <= len(raw):
             rest = host_pb2.ExecuteResponse.FromString(raw[end:])
             if not rest.HasField("response"):
-                return raw[start:end], rest
+                return memoryview(raw)[start:end], rest
     whole = host_pb2.ExecuteResponse.FromString(raw)
     return whole.response.SerializeToString(), whole
 
 
-def with_decision(response: bytes, decision: bytes) -> Encoded:
+def with_decision(response: Buffer, decision: bytes) -> Encoded:
     """An InferResponse with its Decision, both encoded."""
     return Encoded((response, _DECISION_TAG, varint(len(decision)), decision))
 

@@ -60,7 +60,7 @@ class Calls:
 
 def encoded(answer: Answer) -> Encoded:
     """An answer with its Decision."""
-    assert isinstance(answer.payload, bytes)
+    assert isinstance(answer.payload, bytes | memoryview)
     return with_decision(answer.payload, wire.encode_decision(answer.decision))
 
 

@@ -218,7 +218,7 @@ def _ready(destination: Destination) -> bool:
 
 def _encoded(request: Received, answer: Answer) -> Encoded:
     """The answer; with its Decision for a caller that knows of field 100, as the host gave it for all others."""
-    assert isinstance(answer.payload, bytes)
+    assert isinstance(answer.payload, bytes | memoryview)
     if request.message.HasField("route"):
         return with_decision(answer.payload, wire.encode_decision(answer.decision))
     return Encoded((answer.payload,))

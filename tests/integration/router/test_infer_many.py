@@ -359,8 +359,8 @@ async def test_each_call_has_its_own_timeout_else_the_rest_of_the_streams_else_t
 ) -> None:
     limited, unlimited = Stream(channel, timeout_s=3.5), Stream(channel, timeout_s=None)
 
-    await limited.send(a_call(1, "quick"), a_call(2, "quick", timeout_s=1.0), a_call(3, "quick", timeout_s=100.0))
-    await unlimited.send(a_call(4, "quick"), a_call(5, "quick", timeout_s=1.0))
+    await limited.send(a_call(1, "quick"), a_call(2, "quick", timeout_s=1.5), a_call(3, "quick", timeout_s=100.0))
+    await unlimited.send(a_call(4, "quick"), a_call(5, "quick", timeout_s=1.5))
     results = await limited.results(3) | await unlimited.results(2)
     limited.call.cancel()
     unlimited.call.cancel()
@@ -374,8 +374,8 @@ async def test_each_call_has_its_own_timeout_else_the_rest_of_the_streams_else_t
         5: "DEADLINE_SOURCE_CALLER",
     }
     deadlines = {tag: seconds_from(each.deadline) for tag, each in told.items()}
-    assert 0.0 < deadlines.pop(1) <= 3.5
-    assert deadlines == {2: 1.0, 3: 4.0, 4: 2.0, 5: 1.0}
+    assert 0.0 < deadlines.pop(1) < 3.6  # gRPC rounds it up on its way
+    assert deadlines == {2: 1.5, 3: 4.0, 4: 2.0, 5: 1.5}
 
 
 # --- calls that nobody waits for -------------------------------------------------------------------
@@ -539,9 +539,9 @@ async def test_a_sampled_call_is_a_span_of_its_callers_trace_and_others_are_not(
 
 # --- callers that do not read ----------------------------------------------------------------------
 
-CALLS = 2000
+CALLS = 1500
 ROW = 15_000
-"""60 KB in and out: 120 MB each way."""
+"""60 KB in and out: 90 MB each way."""
 
 
 async def test_a_caller_that_does_not_read_is_not_read_from_and_loses_nothing(
