@@ -1,6 +1,7 @@
 """What waits to be sent on a stream: everything that is there when the loop turns goes into one message.
 
-While a message is being sent the next one fills: batches grow with load, and nobody waits for company. What
+While a message is being sent the next one fills: batches grow with load, and nobody waits for company but on a
+saturated thread, where small messages cost more than the wait. What
 waits is counted, so that whoever fills it can stop in time.
 """
 
@@ -8,17 +9,30 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
+from services.chassis.thread_load import ThreadLoad
+
 M = TypeVar("M")
 
 MESSAGE_BYTES = 1 << 20
 """Contents beyond this start another message; a single larger one goes alone."""
 
 
+FEW = 16
+"""With fewer items than this, and its thread saturated, a message waits `PAUSE_S` for more: docs/decisions/0009."""
+
+PAUSE_S = 0.001
+"""Far below the time that a call takes on a saturated thread."""
+
+
 class Outbox(Generic[M]):
     """Messages that fill until they are sent."""
 
-    def __init__(self, new: Callable[[], M], *, most_bytes: int) -> None:
-        """Fill messages made by `new`; there is `room` while no more than `most_bytes` wait."""
+    def __init__(self, new: Callable[[], M], *, most_bytes: int, load: ThreadLoad | None = None) -> None:
+        """Fill messages made by `new`; there is `room` while no more than `most_bytes` wait.
+
+        With `load`, the load of the loop's thread, small messages wait for more while that is saturated.
+        """
+        self._load = load
         self.waiting_bytes = 0
         self.ready = asyncio.Event()
         """Set when something waits; whoever sends clears it."""
@@ -29,6 +43,7 @@ class Outbox(Generic[M]):
         self._most_bytes = most_bytes
         self._messages: list[M] = []
         self._filling_bytes = 0
+        self._items = 0
 
     @property
     def empty(self) -> bool:
@@ -43,6 +58,7 @@ class Outbox(Generic[M]):
             self._filling_bytes = 0
             self.ready.set()
         self._filling_bytes += size
+        self._items += 1
         self.waiting_bytes += size
         if self.waiting_bytes > self._most_bytes:
             self.room.clear()
@@ -52,8 +68,10 @@ class Outbox(Generic[M]):
         """Send what waits, and what comes meanwhile."""
         self.ready.clear()
         while self._messages:
+            if self._items < FEW and self._load is not None and self._load.saturated:
+                await asyncio.sleep(PAUSE_S)
             messages, waited_bytes = self._messages, self.waiting_bytes
-            self._messages, self._filling_bytes = [], 0
+            self._messages, self._filling_bytes, self._items = [], 0, 0
             for message in messages:
                 await write(message)
             self.waiting_bytes -= waited_bytes

@@ -16,6 +16,10 @@ class Clock(Protocol):
         """Seconds since the Unix epoch."""
         ...
 
+    def thread_s(self) -> float:
+        """Seconds that the calling thread has computed; only differences mean anything."""
+        ...
+
     async def sleep(self, duration_s: float) -> None:
         """Wait for at least `duration_s` seconds."""
         ...
@@ -27,6 +31,7 @@ class SystemClock:
     # Called several times in each call: a method around them would cost twice as much as they do.
     now_s = staticmethod(time.monotonic)
     wall_s = staticmethod(time.time)
+    thread_s = staticmethod(time.thread_time)
 
     async def sleep(self, duration_s: float) -> None:
         """Wait for at least `duration_s` seconds."""
@@ -47,6 +52,10 @@ class ManualClock:
     def wall_s(self) -> float:
         """Seconds, as moved."""
         return self._now_s
+
+    def thread_s(self) -> float:
+        """None: whatever takes time here is waiting."""
+        return 0.0
 
     def advance(self, duration_s: float) -> None:
         """Move forward by `duration_s` seconds."""

@@ -19,6 +19,7 @@ from services.chassis.codec import load_from
 from services.chassis.errors import failure_from, from_rpc_error
 from services.chassis.outbox import Outbox
 from services.chassis.telemetry import TraceContext
+from services.chassis.thread_load import ThreadLoad
 from services.domain.clock import Clock
 from services.domain.errors import BudgetExhausted, HostUnavailable, Overloaded, YardError
 from services.router.frames import Payload
@@ -128,7 +129,7 @@ class DispatchLine:
 class _Stream:
     def __init__(self, method: Streams, connected: Callable[[], bool], now_s: float, clock: Clock) -> None:
         self.opened_s = now_s
-        self.outbox = Outbox(pb.OpaqueDispatchRequest, most_bytes=WAITING_BYTES)
+        self.outbox = Outbox(pb.OpaqueDispatchRequest, most_bytes=WAITING_BYTES, load=ThreadLoad(clock))
         self.closing = False
         """Whether no more calls may be added: the host takes none, or the stream has ended."""
         self._connected = connected

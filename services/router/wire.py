@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError
 
 from modelyard.inference.v1 import inference_pb2 as pb
 from services.chassis.codec import CONTENTS, duration_to
+from services.chassis.encoding import varint
 from services.chassis.errors import status_of
 from services.domain.errors import Fault, InvalidRequest
 from services.domain.host import HostRecord
@@ -115,6 +116,12 @@ class _Told(NamedTuple):
     """As the beginning of the trailing metadata."""
 
 
+# Tags of Decision, StageTimes and Attempt, checked against the contract by a test.
+_REASON, _ATTEMPTS, _STAGES, _BATCH_SIZE = b"\x42", b"\x4a", b"\x52", b"\x58"
+_DEADLINE, _DEADLINE_SOURCE, _TRACE_ID, _REQUEST_ID = b"\x72", b"\x78", b"\x82\x01", b"\x8a\x01"
+_CHOOSE, _QUEUE, _COMPUTE, _NETWORK, _TOTAL = b"\x0a", b"\x12", b"\x1a", b"\x22", b"\x2a"
+_HOST, _OK, _DURATION = b"\x0a", b"\x12\x02OK", b"\x1a"
+
 _TOLD_KEPT = 4096
 _told: dict[tuple[str, str, str, str, int], _Told] = {}
 
@@ -159,7 +166,7 @@ def trailing_metadata(decision: Decision) -> tuple[tuple[str, str], ...]:
 
 
 def encode_decision(decision: Decision) -> bytes:
-    """A Decision for its caller, encoded."""
+    """A Decision for its caller, encoded by hand: there is one for each call. Durations are to the microsecond."""
     version, host = decision.version, decision.host
     if version is None or host is None:
         known = pb.Decision(
@@ -167,28 +174,65 @@ def encode_decision(decision: Decision) -> bytes:
         ).SerializeToString()
     else:
         known = _told_of(decision, version, host).encoded
-    message = pb.Decision(
-        reason=decision.reason,
-        batch_size=decision.batch_size,
-        deadline_source=_SOURCES[decision.deadline_source],
-        trace_id=decision.trace_id,
-        request_id=decision.request_id,
-    )
-    _set_duration(message.deadline, decision.deadline_s)
+    parts = [
+        known,
+        _text_field(_REASON, decision.reason),
+        _text_field(_TRACE_ID, decision.trace_id),
+        _text_field(_REQUEST_ID, decision.request_id),
+        _DEADLINE,
+        _duration(decision.deadline_s),
+        _DEADLINE_SOURCE,
+        varint(_SOURCES[decision.deadline_source]),
+    ]
+    if decision.batch_size:
+        parts += (_BATCH_SIZE, varint(decision.batch_size))
     stages = decision.stages
     if stages.total_s is not None:
-        times = message.stages
-        _set_duration(times.choose, stages.choose_s)
-        _set_duration(times.total, stages.total_s)
+        times = [_CHOOSE, _duration(stages.choose_s), _TOTAL, _duration(stages.total_s)]
         if stages.queue_s is not None and stages.compute_s is not None and stages.network_s is not None:
-            _set_duration(times.queue, stages.queue_s)
-            _set_duration(times.compute, stages.compute_s)
-            _set_duration(times.network, stages.network_s)
+            times += (
+                _QUEUE, _duration(stages.queue_s), _COMPUTE, _duration(stages.compute_s),
+                _NETWORK, _duration(stages.network_s),
+            )  # fmt: skip
+        encoded = b"".join(times)
+        parts += (_STAGES, varint(len(encoded)), encoded)
     for attempt in decision.attempts:
-        _add_attempt(message, attempt)
-    for candidate in decision.candidates:
-        message.candidates.append(_candidate_to(candidate))
-    return known + message.SerializeToString()
+        encoded = _encode_attempt(attempt)
+        parts += (_ATTEMPTS, varint(len(encoded)), encoded)
+    if decision.candidates:
+        parts.append(pb.Decision(candidates=map(_candidate_to, decision.candidates)).SerializeToString())
+    return b"".join(parts)
+
+
+def _encode_attempt(attempt: Attempt) -> bytes:
+    if attempt.error is None:
+        ended = _OK
+    else:
+        ended = pb.Attempt(status=attempt_status(attempt), message=attempt.error.message).SerializeToString()
+    return b"".join((_text_field(_HOST, attempt.host_id), ended, _DURATION, _duration(attempt.duration_s)))
+
+
+def _text_field(tag: bytes, text: str) -> bytes:
+    encoded = text.encode()
+    return b"".join((tag, varint(len(encoded)), encoded)) if encoded else b""
+
+
+def _duration(seconds: float) -> bytes:
+    """A Duration with its length before it."""
+    micros = int(seconds * 1e6)
+    kept = _durations.get(micros)
+    if kept is None:
+        whole, rest = divmod(micros, 1_000_000)
+        encoded = Duration(seconds=whole, nanos=1000 * rest).SerializeToString()
+        kept = varint(len(encoded)) + encoded
+        if len(_durations) >= _DURATIONS_KEPT:
+            _durations.clear()
+        _durations[micros] = kept
+    return kept
+
+
+_DURATIONS_KEPT = 65536
+_durations: dict[int, bytes] = {}
 
 
 def decision_to(decision: Decision) -> pb.Decision:
@@ -303,21 +347,6 @@ def _number(parameter: pb.InferParameter) -> float | None:
 
 def _text(value: str | bytes) -> str:
     return value if isinstance(value, str) else value.decode("utf-8", "replace")
-
-
-def _set_duration(message: Duration, seconds: float) -> None:
-    nanos = int(seconds * 1e9)
-    if nanos < 1_000_000_000:
-        message.nanos = nanos
-    else:
-        message.seconds, message.nanos = divmod(nanos, 1_000_000_000)
-
-
-def _add_attempt(message: pb.Decision, attempt: Attempt) -> None:
-    made = message.attempts.add(host=attempt.host_id, status=attempt_status(attempt))
-    _set_duration(made.duration, attempt.duration_s)
-    if attempt.error is not None:
-        made.message = attempt.error.message
 
 
 def _candidate_to(candidate: CandidateView) -> pb.Candidate:

@@ -19,6 +19,10 @@ class SteppedClock:
         """Seconds, as moved."""
         return self._now_s
 
+    def thread_s(self) -> float:
+        """None."""
+        return 0.0
+
     async def sleep(self, duration_s: float) -> None:
         """Wait until it has been moved that far."""
         woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()

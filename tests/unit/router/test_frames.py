@@ -122,7 +122,7 @@ def an_answer() -> host_pb2.ExecuteResponse:
 def test_the_answer_is_cut_out_of_its_frame() -> None:
     response, rest = frames.open_response(an_answer().SerializeToString())
 
-    assert pb.InferResponse.FromString(response) == an_answer().response
+    assert pb.InferResponse.FromString(bytes(response)) == an_answer().response
     assert (rest.batch_size, rest.queue.nanos, rest.load.host_id) == (3, 5, "h0")
 
 
@@ -138,7 +138,7 @@ def test_fields_in_another_order_are_read_too() -> None:
         only.SerializeToString() + rest.SerializeToString() + host_pb2.ExecuteResponse(response={}).SerializeToString(),  # type: ignore[arg-type]
     ):
         response, opened = frames.open_response(raw)
-        assert pb.InferResponse.FromString(response) == answer.response
+        assert pb.InferResponse.FromString(bytes(response)) == answer.response
         assert opened.batch_size == 3
 
 
