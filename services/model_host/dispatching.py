@@ -32,6 +32,10 @@ UNSENT_BYTES = 4 << 20
 LARGEST_ANSWER_BYTES = MAX_MESSAGE_BYTES - (64 << 10)
 """A larger answer does not fit into a message with what else is in it."""
 
+CLOSING_S = 1.0
+"""How long a closing stream waits for the router to end its side: calls under way are refused meanwhile, which costs
+them nothing; a stream that ended would lose them."""
+
 SPAN = "modelyard.host.v1.ModelHostService/Dispatch"
 """Name of the span of each sampled call."""
 
@@ -123,6 +127,7 @@ class _Stream:
         """Those that the results in the outbox are of, by the id of their message."""
         self._closing = False
         self._told_closing = False
+        self._waited = False
 
     async def run(self, messages: AsyncIterator[pb.OpaqueDispatchRequest]) -> None:
         reading = asyncio.get_running_loop().create_task(self._read(messages))
@@ -136,14 +141,19 @@ class _Stream:
                 await self._outbox.send(self._write)
                 if reading.done():
                     reading.result()
-                if not self._open and self._outbox.empty and (reading.done() or self._closing):
+                if not self._open and self._outbox.empty and (reading.done() or self._waited):
                     return
         finally:
             reading.cancel()
 
     def close(self) -> None:
-        """Say that no more calls are taken."""
+        """Say that no more calls are taken; the router then ends its side."""
         self._closing = True
+        self._outbox.ready.set()
+        asyncio.get_running_loop().call_later(CLOSING_S, self._wait_no_more)
+
+    def _wait_no_more(self) -> None:
+        self._waited = True
         self._outbox.ready.set()
 
     def abandon_all(self) -> None:

@@ -134,8 +134,8 @@ class _Stream:
         """Whether no more calls may be added: the host takes none, or the stream has ended."""
         self._connected = connected
         self._clock = clock
-        self._wrote = False
-        """Whether anything went out."""
+        self._reached = connected()
+        """Whether the host can have seen a call: there was a connection, or something went out."""
         self._sent: dict[int, Sent] = {}
         self._finishing = False
         self._loop = asyncio.get_running_loop()
@@ -191,7 +191,7 @@ class _Stream:
 
     async def _write_one(self, message: pb.OpaqueDispatchRequest) -> None:
         await self._call.write(message)
-        self._wrote = True
+        self._reached = True
 
     # --- in -------------------------------------------------------------------------------------
 
@@ -212,12 +212,13 @@ class _Stream:
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
             self._call.cancel()
-            self._fail_all(why, never_sent=not self._wrote and not self._connected())
+            self._fail_all(why, never_sent=not self._reached and not self._connected())
 
     def _take(self, message: pb.OpaqueDispatchResponse) -> None:
         load = load_from(message.load) if message.HasField("load") else None
         if message.closing:
             self.closing = True
+            self.finish()  # the host waits for it, so that what is under way is refused and not lost
         for result in message.results:
             sent = self._sent.pop(result.number, None)
             if sent is None or sent.answer.done():
