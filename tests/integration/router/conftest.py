@@ -1,4 +1,4 @@
-"""A router with a real registry and two real hosts, shared by the tests of a module that break nothing."""
+"""A router on either engine with a real registry and two real hosts, shared by tests that break nothing."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -11,11 +11,12 @@ from tests.integration.router.zoo import fill
 from tests.support.services import Bench, bench
 
 
-@pytest.fixture(scope="module")
-def yard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+@pytest.fixture(scope="module", params=["aio", "native"])
+def yard(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """The bench, filled."""
     with asyncio.Runner() as runner:
-        context = bench(tmp_path_factory.mktemp("yard"), hosts=2)
+        engine = ("--engine", request.param)
+        context = bench(tmp_path_factory.mktemp("yard"), hosts=2, router_arguments=engine)
         made = runner.run(context.__aenter__())
         try:
             runner.run(fill(made))
