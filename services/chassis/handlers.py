@@ -123,8 +123,7 @@ class _Method:
         start_s, span = self._begin(context)
         with span:
             try:
-                if self._deadline_required:
-                    self._check_deadline(context)
+                self._check_deadline(context)
                 answer: Message = await self._function(self._decode(raw), context)
                 encoded = answer.SerializeToString()
             except BaseException as error:

@@ -15,6 +15,9 @@ from services.chassis.encoding import read_varint
 LAYOUTS_KEPT = 1024
 """Kinds of requests remembered."""
 
+SMALL_BYTES = 16 * 1024
+"""A request up to this size is parsed whole where its layout is not known: quicker than looking for its tensors."""
+
 FIXED_BYTES = 4096
 """A layout with more fixed bytes, such as one with typed tensors, is not worth comparing."""
 
@@ -116,8 +119,9 @@ class Layouts:
     def of(self, raw: bytes) -> Layout | None:
         """The layout of `raw`, if it is known; else None, and perhaps it is known the next time.
 
-        A layout takes longer to work out than a message to parse. So one is worked out at the second request
-        without one, and after failing to match at the fourth, the eighth and so on in a row.
+        A layout takes longer to work out than a small message to parse. So one is worked out at the second request
+        without one, and after failing to match at the fourth, the eighth and so on in a row. Of a large one it
+        always is: parsing would copy the tensors.
         """
         if len(raw) < 2:
             return None
@@ -126,14 +130,14 @@ class Layouts:
         if kept is None:
             if len(self._kept) >= LAYOUTS_KEPT:
                 self._kept.clear()
-            self._kept[key] = _Kept()
-            return None
+            kept = self._kept[key] = _Kept()
         layout = kept.layout
         if layout is not None and layout.matches(raw):
             kept.missed = 1
             return layout
         kept.missed += 1
-        if kept.missed & (kept.missed - 1):
+        due = kept.missed > 1 and not kept.missed & (kept.missed - 1)
+        if not due and len(raw) <= SMALL_BYTES:
             return None
         layout = layout_of(raw)
         if layout is not None and sum(len(piece) for _, piece in layout.fixed) <= FIXED_BYTES:
@@ -144,4 +148,4 @@ class Layouts:
 @dataclass(slots=True)
 class _Kept:
     layout: Layout | None = None
-    missed: int = 1
+    missed: int = 0

@@ -1,8 +1,8 @@
 """What waits to be sent on a stream: everything that is there when the loop turns goes into one message.
 
 While a message is being sent the next one fills: batches grow with load, and nobody waits for company but on a
-saturated thread, where small messages cost more than the wait. What
-waits is counted, so that whoever fills it can stop in time.
+saturated thread, where small messages cost more than the wait. What waits is counted, so that whoever fills it
+can stop in time.
 """
 
 import asyncio
@@ -15,7 +15,6 @@ M = TypeVar("M")
 
 MESSAGE_BYTES = 1 << 20
 """Contents beyond this start another message; a single larger one goes alone."""
-
 
 FEW = 16
 """With fewer items than this, and its thread saturated, a message waits `PAUSE_S` for more: docs/decisions/0009."""

@@ -185,13 +185,6 @@ class _Unsampled(Span):
     def end(self) -> None:
         pass
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, _traceback: TracebackType | None
-    ) -> None:
-        if self._token is not None:
-            detach(self._token)
-            self._token = None
-
 
 class Telemetry:
     """The spans of one process."""

@@ -11,7 +11,6 @@ from modelyard.host.v1 import opaque_pb2
 from modelyard.type.v1 import model_pb2
 from services.chassis.codec import LOAD_KEY, duration_to, key_from, key_to, record_to, state_to
 from services.chassis.encoding import Encoded, length_delimited
-from services.chassis.layouts import layout_of
 from services.chassis.object_codec import object_from
 from services.chassis.telemetry import current
 from services.domain.clock import Clock
@@ -26,7 +25,6 @@ from services.model_host.lane import LaneStatistics
 from services.model_host.lifecycle import Hosted, Lifecycle
 from services.model_host.orders import LoadOrder
 from services.model_host.standing import Standing
-from services.model_host.tensors import LARGE_BYTES
 
 _RESPONSE_TAG = b"\x0a"  # ExecuteResponse.response = 1
 
@@ -116,7 +114,7 @@ class ModelHostServicer:
         )
 
     async def _execute(self, hosted: Hosted, raw: bytes, deadline_at_s: float) -> Encoded:
-        layout = layout_of(raw) if len(raw) >= LARGE_BYTES else None
+        layout = self._dispatching.layouts.of(raw)
         asked = await asked_beside(hosted, raw, layout, deadline_at_s=deadline_at_s, trace=current())
         answer = await self._queue.submit(asked.lane, asked.call)
         if answer_takes_long(asked, answer):

@@ -12,10 +12,7 @@ from modelyard.host.v1 import host_pb2
 from modelyard.inference.v1 import inference_pb2 as pb
 from modelyard.type.v1 import model_pb2
 from services.chassis.encoding import Buffer, Encoded, length_delimited, read_varint, varint
-from services.chassis.layouts import Layout, Layouts, layout_of
-
-SMALL_BYTES = 16 * 1024
-"""A request up to this size is parsed whole, unless its layout is known: quicker than looking for its tensors."""
+from services.chassis.layouts import Layout, Layouts
 
 _LAYOUTS = Layouts()
 _REQUEST_TAG = b"\x12"  # ExecuteRequest.request = 2
@@ -45,8 +42,6 @@ class Received(NamedTuple):
             DecodeError: The bytes are no request.
         """
         layout = _LAYOUTS.of(raw)
-        if layout is None and len(raw) > SMALL_BYTES:
-            layout = layout_of(raw)
         if layout is not None:
             return cls(raw, layout.message, layout.id_of(raw), layout.lengths, layout)
         return cls.of(pb.InferRequest.FromString(raw), raw)

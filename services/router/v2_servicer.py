@@ -13,10 +13,10 @@ from services.chassis.telemetry import logger
 from services.domain.errors import ModelNotFound, NoReadyHost, NotSupported, VersionNotFound, YardError
 from services.domain.host import HostRecord
 from services.domain.model import ModelKey
-from services.router import v2_wire, wire
-from services.router.frames import Received, streamed, with_decision
+from services.router import v2_wire
+from services.router.frames import Received, streamed
 from services.router.pipeline import Answer
-from services.router.servicer import Calls
+from services.router.servicer import Calls, encoded
 from services.router.snapshot import Destination, Snapshot
 
 SERVER_NAME = "modelyard"
@@ -218,9 +218,9 @@ def _ready(destination: Destination) -> bool:
 
 def _encoded(request: Received, answer: Answer) -> Encoded:
     """The answer; with its Decision for a caller that knows of field 100, as the host gave it for all others."""
-    assert isinstance(answer.payload, bytes | memoryview)
     if request.message.HasField("route"):
-        return with_decision(answer.payload, wire.encode_decision(answer.decision))
+        return encoded(answer)
+    assert isinstance(answer.payload, bytes | memoryview)
     return Encoded((answer.payload,))
 
 

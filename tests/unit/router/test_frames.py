@@ -10,9 +10,10 @@ from modelyard.inference.v1 import inference_pb2 as pb
 from modelyard.openinference.v2 import grpc_service_pb2 as v2
 from services.chassis.codec import key_to
 from services.chassis.encoding import Encoded
+from services.chassis.layouts import SMALL_BYTES
 from services.domain.model import ModelKey
 from services.router import frames
-from services.router.frames import SMALL_BYTES, Payload, Received
+from services.router.frames import Payload, Received
 
 KEY = ModelKey("echo", "1.0.0")
 
