@@ -123,13 +123,7 @@ def rich_status(error: YardError) -> status_pb2.Status:
     status = status_pb2.Status(code=status_of(error).value[0], message=text)
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
     _pack(status, info)
-    room = DETAILS_BYTES - status.ByteSize()
-    for key, value in error.metadata.items():
-        cost = len(key) + len(value.encode()) + 8
-        if cost > room:
-            break
-        info.metadata[key] = value
-        room -= cost
+    info.metadata.update(_fitting(error.metadata, DETAILS_BYTES - status.ByteSize()))
     status.details[0].Pack(info)
     if error.retry_after_s is not None:
         _pack(status, error_details_pb2.RetryInfo(retry_delay=_duration(error.retry_after_s)))
@@ -167,13 +161,13 @@ def from_rpc_error(error: grpc.aio.AioRpcError | grpc.RpcError) -> YardError:
 
 
 def failure_to(error: YardError) -> error_pb2.Failure:
-    """What a call of a stream is told of `error`; cut like a status, so that both say the same."""
+    """What a call of a stream is told of `error`: what a status would say, metadata and faults each within a bound."""
     internal = error.reason == domain.Internal.reason
     failure = error_pb2.Failure(
         code=status_of(error).value[0],
         message=INTERNAL_TEXT if internal else _cut(error.message, MESSAGE_BYTES),
         reason=error_pb2.ErrorReason.Value(_REASON_PREFIX + error.reason),
-        metadata=error.metadata,
+        metadata=_fitting(error.metadata, DETAILS_BYTES),
     )
     if error.retry_after_s is not None:
         failure.retry_after.CopyFrom(_duration(error.retry_after_s))
@@ -241,6 +235,17 @@ def _pack(
     detail: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo,
 ) -> None:
     status.details.add().Pack(detail)
+
+
+def _fitting(metadata: dict[str, str], room: int) -> dict[str, str]:
+    """The first entries that fit into `room` bytes."""
+    kept = {}
+    for key, value in metadata.items():
+        room -= len(key.encode()) + len(value.encode()) + 8
+        if room < 0:
+            break
+        kept[key] = value
+    return kept
 
 
 def _violations(faults: tuple[Fault, ...], room: int) -> error_details_pb2.BadRequest:

@@ -9,12 +9,16 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
+from services.chassis.channels import MAX_MESSAGE_BYTES
 from services.chassis.thread_load import ThreadLoad
 
 M = TypeVar("M")
 
 MESSAGE_BYTES = 1 << 20
 """Contents beyond this start another message; a single larger one goes alone."""
+
+LARGEST_BYTES = MAX_MESSAGE_BYTES - (64 << 10)
+"""What is larger does not fit into a message with what else is in it: it would end the stream, and every call on it."""
 
 FEW = 16
 """With fewer items than this, and its thread saturated, a message waits `PAUSE_S` for more: docs/decisions/0009."""

@@ -67,6 +67,11 @@ class MalformedMessage(YardError):
 
     reason = "MALFORMED_MESSAGE"
 
+    @classmethod
+    def of(cls, raw: bytes, name: str) -> "MalformedMessage":
+        """`raw` is not a message of the type `name`."""
+        return cls(f"the {len(raw)} bytes received are not a {name}")
+
 
 class DeadlineRequired(YardError):
     """An internal call came without a deadline."""

@@ -15,6 +15,7 @@ from services.domain.errors import Overloaded, YardError
 from services.domain.model import ModelKey
 from services.model_host.lane import CEILING_S, Answer, Call, Lane, LaneStatistics, Reply, Step
 from services.model_host.lateness import late_now, too_busy, too_late
+from services.model_host.outcomes import OutcomeObserver, Outcomes
 from services.policy.batch_times import ServiceTimes
 from services.policy.batching import predicted_wait_s
 
@@ -53,16 +54,8 @@ class Compute(Protocol):
         ...
 
 
-class Observer(Protocol):
-    """Who wants to know what was done."""
-
-    def step_done(self, key: ModelKey, step: Step) -> None:
-        """Calls of `key` were computed."""
-        ...
-
-    def call_dropped(self, key: ModelKey, cause: str) -> None:
-        """A call ended before it was computed: `deadline`, `cancelled` or `full`."""
-        ...
+class Observer(OutcomeObserver, Protocol):
+    """Who wants to know what was done, and what cannot be done any more."""
 
     def device_broken(self) -> None:
         """The device will not compute again in this process."""
@@ -86,6 +79,7 @@ class BatchQueue:
         """
         self._compute = compute
         self._observer = observer
+        self._outcomes = Outcomes(observer)
         self._clock = clock
         self._max_queued = max_queued
         self._max_queued_bytes = max_queued_bytes
@@ -164,8 +158,7 @@ class BatchQueue:
         if not lane.discard(call):
             return
         self._queued_bytes -= call.payload_bytes
-        lane.statistics.dropped += 1
-        self._observer.call_dropped(lane.key, "cancelled")
+        self._outcomes.cancelled(lane)
         if not lane.waiting:
             del self._busy[lane]
             self._settle(lane)
@@ -214,7 +207,7 @@ class BatchQueue:
         own_s = lane.seconds_of(call)
         if own_s > left_s:
             if not self._probes(lane, call, left_s, own_s):
-                raise self._dropped(lane, "deadline", too_late(lane.key, own_s, left_s))
+                raise self._outcomes.dropped(lane, "deadline", too_late(lane.key, own_s, left_s))
             return
         running_s = max(0.0, self._running_until_s - now_s)
         rows_ahead = 0
@@ -226,12 +219,12 @@ class BatchQueue:
         )
         if len(lane.waiting) >= self._max_queued:
             text = f"{len(lane.waiting)} calls wait for {lane.key} here, and no more are taken"
-            raise self._dropped(lane, "full", Overloaded(text, retry_after_s=wait_s))
+            raise self._outcomes.dropped(lane, "full", Overloaded(text, retry_after_s=wait_s))
         if self._queued_bytes + call.payload_bytes > self._max_queued_bytes:
             text = f"{self._queued_bytes} bytes of calls wait here, and {self._max_queued_bytes} are the most"
-            raise self._dropped(lane, "full", Overloaded(text, retry_after_s=wait_s))
+            raise self._outcomes.dropped(lane, "full", Overloaded(text, retry_after_s=wait_s))
         if wait_s + own_s > left_s:
-            raise self._dropped(lane, "deadline", too_busy(lane.key, wait_s, own_s, left_s))
+            raise self._outcomes.dropped(lane, "deadline", too_busy(lane.key, wait_s, own_s, left_s))
         lane.note_budget(left_s)
 
     def _probes(self, lane: Lane, call: Call, left_s: float, own_s: float) -> bool:
@@ -243,11 +236,6 @@ class BatchQueue:
             return False
         call.deadline_at_s += 4.0 * own_s  # its caller's real deadline still cancels it
         return True
-
-    def _dropped(self, lane: Lane, cause: str, error: YardError) -> YardError:
-        lane.statistics.dropped += 1
-        self._observer.call_dropped(lane.key, cause)
-        return error
 
     # --- turns ----------------------------------------------------------------------------------
 
@@ -305,7 +293,7 @@ class BatchQueue:
         calls, late, predicted_s, together = lane.take(now_s)
         for call in late:
             self._queued_bytes -= call.payload_bytes
-            self._fail(lane, call, late_now(lane, call, now_s))
+            self._outcomes.fail(lane, call, late_now(lane, call, now_s))
         for call in calls:
             self._queued_bytes -= call.payload_bytes
         if not lane.waiting:
@@ -336,12 +324,12 @@ class BatchQueue:
         if steps is not None:
             self._schedule()
             for step in steps:
-                self._answer(lane, step)
+                self._outcomes.answer(lane, step)
         elif isinstance(error, OutOfDeviceMemory):
             lane.shrink(sum(call.rows for call in calls) if together else 1, self._clock.now_s())
             for call in calls:
                 text = f"the device had no memory for a batch of {lane.key}"
-                self._fail(lane, call, Overloaded(text, retry_after_s=max(0.010, predicted_s)), failed=True)
+                self._outcomes.fail(lane, call, Overloaded(text, retry_after_s=max(0.010, predicted_s)), failed=True)
             self._schedule()
         elif isinstance(error, DeviceBroken):
             self._running = calls
@@ -352,27 +340,6 @@ class BatchQueue:
             assert error is not None
             raise error
         self._settle(lane)
-
-    def _answer(self, lane: Lane, step: Step) -> None:
-        statistics = lane.statistics
-        size = len(step.calls)
-        computed = False
-        for call, outcome in zip(step.calls, step.outcomes, strict=True):
-            if isinstance(outcome, YardError):
-                self._fail(lane, call, outcome)
-                continue
-            computed = True
-            reply = call.reply
-            assert reply is not None
-            if not reply.done():
-                queue_s = max(0.0, step.started_s - call.arrived_s)
-                statistics.success += 1
-                statistics.queue_s += queue_s
-                statistics.compute_s += step.compute_s
-                reply.set_result(Answer(outcome, queue_s, step.compute_s, size))
-        if computed:
-            lane.learn(step)
-            self._observer.step_done(lane.key, step)
 
     def _stop(self, error: YardError) -> None:
         """Fail all that runs or waits, and all that comes."""
@@ -393,13 +360,3 @@ class BatchQueue:
     def _settle(self, lane: Lane) -> None:
         if lane.closed and lane.idle and lane.empty is not None and not lane.empty.done():
             lane.empty.set_result(None)
-
-    def _fail(self, lane: Lane, call: Call, error: YardError, *, failed: bool = False) -> None:
-        reply = call.reply
-        if reply is None or reply.done():
-            return
-        if failed or not isinstance(error, (Overloaded, errors.BudgetExhausted)):
-            lane.statistics.failure += 1
-        else:
-            self._dropped(lane, "deadline", error)
-        reply.set_exception(error)

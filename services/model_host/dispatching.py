@@ -5,20 +5,29 @@ so that neither side's memory grows; a stream that ends takes its calls out of t
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from itertools import islice
 from typing import TypeAlias
 
 import grpc.aio
 
 from modelyard.host.v1 import opaque_pb2 as pb
-from services.chassis.channels import MAX_MESSAGE_BYTES
 from services.chassis.encoding import Encoded
 from services.chassis.errors import failure_to
 from services.chassis.layouts import Layouts
-from services.chassis.outbox import Outbox
+from services.chassis.outbox import LARGEST_BYTES, Outbox
 from services.chassis.telemetry import Span, Telemetry, TraceContext, logger
 from services.domain.clock import Clock
-from services.domain.errors import BudgetExhausted, Draining, Fault, Internal, InvalidRequest, ModelFailed, YardError
+from services.domain.errors import (
+    BudgetExhausted,
+    Draining,
+    Fault,
+    Internal,
+    InvalidRequest,
+    ModelFailed,
+    Overloaded,
+    YardError,
+)
 from services.domain.model import ModelKey
 from services.model_host.batch_queue import BatchQueue
 from services.model_host.execution import Asked, answer_of, answer_takes_long, asked_of, budget_s
@@ -29,8 +38,12 @@ from services.model_host.standing import Standing
 UNSENT_BYTES = 4 << 20
 """A stream with more results waiting to be sent is not read from."""
 
-LARGEST_ANSWER_BYTES = MAX_MESSAGE_BYTES - (64 << 10)
-"""A larger answer does not fit into a message with what else is in it."""
+MOST_CALLS = 4096
+"""Calls taken from one message, all in one turn of the loop: as many as a router holds unless told otherwise. The
+rest is refused, since 64 MiB could be millions."""
+
+RETRY_AFTER_S = 0.010
+"""When a call refused for `MOST_CALLS` may come again."""
 
 CLOSING_S = 1.0
 """How long a closing stream waits for the router to end its side: calls under way are refused meanwhile, which costs
@@ -167,18 +180,33 @@ class _Stream:
     async def _read(self, messages: AsyncIterator[pb.OpaqueDispatchRequest]) -> None:
         async for message in messages:
             now_s = self._home.clock.now_s()
-            for call in message.calls:
+            calls = message.calls
+            too_many = len(calls) > MOST_CALLS
+            for call in calls[:MOST_CALLS] if too_many else calls:
                 self._take(call, now_s)
+            if too_many:
+                await self._refuse(islice(calls, MOST_CALLS, None))
             for number in message.cancels:  # perhaps of a call that came with them
                 dispatched = self._open.get(number)
                 if dispatched is not None:
                     self._abandon(dispatched)
             await self._outbox.room.wait()
 
+    async def _refuse(self, calls: Iterable[pb.OpaqueDispatchedCall]) -> None:
+        """Refuse calls with one and the same failure, no faster than the router reads that."""
+        text = f"a message may have {MOST_CALLS} calls, and had more"
+        failure = failure_to(Overloaded(text, retry_after_s=RETRY_AFTER_S))
+        size = failure.ByteSize()
+        for call in calls:
+            if call.number in self._open:
+                raise _in_use(call.number)
+            self._outbox.message(size).results.add(number=call.number, failure=failure)
+            await self._outbox.room.wait()
+
     def _take(self, call: pb.OpaqueDispatchedCall, now_s: float) -> None:
         number = call.number
         if number in self._open:
-            raise InvalidRequest.of([Fault("calls.number", f"{number} names a call that has no result yet")])
+            raise _in_use(number)
         span: Span | None = None
         lane: Lane | None = None
         try:
@@ -250,7 +278,7 @@ class _Stream:
         self._fail(dispatched.number, error, dispatched.span, dispatched.asked.lane)
 
     def _add(self, dispatched: _Dispatched, answer: Answer, encoded: Encoded) -> None:
-        if len(encoded) > LARGEST_ANSWER_BYTES:  # would end the stream, and every call on it
+        if len(encoded) > LARGEST_BYTES:
             text = f"the answer of {dispatched.asked.lane.key} has {len(encoded)} bytes, too many for a message"
             self.failed(dispatched, ModelFailed(text))
             return
@@ -282,6 +310,10 @@ class _Stream:
     async def _write(self, message: pb.OpaqueDispatchResponse) -> None:
         self._home.standing.fill_load(message.load, self._lanes.pop(id(message), ()))
         await self._context.write(message)
+
+
+def _in_use(number: int) -> InvalidRequest:
+    return InvalidRequest.of([Fault("calls.number", f"{number} names a call that has no result yet")])
 
 
 def _end(span: Span | None, *, cancelled: bool = False) -> None:

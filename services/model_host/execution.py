@@ -39,6 +39,7 @@ RESERVED_SHARE = 0.1
 """Most of a deadline that is kept back to answer in; a short one is still worth trying."""
 
 
+_NAME = inference_pb2.InferRequest.DESCRIPTOR.full_name
 _KEY_TAG = b"\x0a"  # ExecuteRequest.key = 1
 _REQUEST_TAG = b"\x12"  # ExecuteRequest.request = 2
 
@@ -141,7 +142,7 @@ def _by_layout(
     try:
         own_id = layout.id_of(raw) or request_id
     except DecodeError:
-        raise _malformed(raw) from None
+        raise MalformedMessage.of(raw, _NAME) from None
     return Asked(lane, schema, plan.wanted, True, own_id, _call(tensors_by(plan, raw), deadline_at_s, trace))
 
 
@@ -149,11 +150,7 @@ def _parsed(raw: bytes) -> inference_pb2.InferRequest:
     try:
         return inference_pb2.InferRequest.FromString(raw)
     except DecodeError:
-        raise _malformed(raw) from None
-
-
-def _malformed(raw: bytes) -> MalformedMessage:
-    return MalformedMessage(f"the {len(raw)} bytes received are not an InferRequest")
+        raise MalformedMessage.of(raw, _NAME) from None
 
 
 def answer_of(asked: Asked, answer: Answer) -> Encoded:

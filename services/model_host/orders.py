@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from services.domain.errors import ArtifactRejected, Fault, InvalidRequest, StaleFencingToken
 from services.domain.host import DeviceKind
 from services.domain.model import ModelKey
-from services.domain.objects import Model, ModelVersion, object_faults
+from services.domain.objects import Model, ModelVersion
+from services.domain.validation import object_faults
 
 REMEMBERED = 1024
 """Unloads kept by their decision id."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from services.domain.errors import Fault, InvalidRequest
 from services.domain.model import ModelKey, TensorMeta, TensorSpec, schema_faults
 from services.domain.objects import Model
 from services.model_host.tensors import FLOATS, NUMPY, BadTensor, NDArray, all_finite, from_raw, raw_of
+
+_Input: TypeAlias = pb.InferRequest.InferInputTensor
 
 _WIDE = {"INT8": np.int32, "INT16": np.int32, "UINT8": np.uint32, "UINT16": np.uint32}
 """What elements travel as, where that holds more than the datatype does."""
@@ -82,15 +84,12 @@ def _plain(request: pb.InferRequest, schema: Schema) -> dict[str, NDArray] | Non
         return None
     inputs: dict[str, NDArray] = {}
     for tensor, raw in zip(tensors, raws, strict=True):
-        name = tensor.name
-        spec = schema.by_name.get(name)
         shape = tuple(tensor.shape)
-        if spec is None or spec.datatype != tensor.datatype or not _fits(shape, spec.shape):
-            return None
-        if name in inputs or tensor.HasField("contents"):
+        spec = _spec_met(tensor, shape, schema)
+        if spec is None or spec.name in inputs:
             return None
         try:
-            inputs[name] = from_raw(spec.datatype, shape, raw)
+            inputs[spec.name] = from_raw(spec.datatype, shape, raw)
         except BadTensor:
             return None
     return inputs if schema.required <= inputs.keys() else None
@@ -118,17 +117,16 @@ def plan_of(layout: Layout, schema: Schema) -> Plan | None:
     arrays = []
     inputs: dict[str, NDArray] = {}
     for tensor, (offset, length) in zip(message.inputs, layout.tensors, strict=True):
-        spec, shape = schema.by_name.get(tensor.name), tuple(tensor.shape)
-        if spec is None or spec.datatype != tensor.datatype or not _fits(shape, spec.shape):
+        shape = tuple(tensor.shape)
+        spec = _spec_met(tensor, shape, schema)
+        if spec is None or spec.name in inputs:
             return None
         dtype = NUMPY[spec.datatype]
         count = math.prod(shape)
         if spec.datatype in ("BOOL", "BYTES") or count < 1 or count * dtype.itemsize != length:
             return None
-        if tensor.name in inputs or tensor.HasField("contents"):
-            return None
-        arrays.append((tensor.name, dtype, shape, count, offset))
-        inputs[tensor.name] = np.empty(shape, dtype)
+        arrays.append((spec.name, dtype, shape, count, offset))
+        inputs[spec.name] = np.empty(shape, dtype)
     if not schema.required <= inputs.keys():
         return None
     try:
@@ -234,13 +232,18 @@ def _typed_elements(spec: TensorSpec, array: NDArray) -> Sequence[object]:
     return list(elements)
 
 
-def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+def _spec_met(tensor: _Input, shape: tuple[int, ...], schema: Schema) -> TensorSpec | None:
+    """The spec that an input of this `shape` meets; None if there is none, or the input is typed."""
+    spec = schema.by_name.get(tensor.name)
+    if spec is None or spec.datatype != tensor.datatype or tensor.HasField("contents"):
+        return None
+    wanted = spec.shape
     if len(shape) != len(wanted):
-        return False
-    for want, have in zip(wanted, shape, strict=True):  # noqa: SIM110 - a generator costs twice as much
+        return None
+    for want, have in zip(wanted, shape, strict=True):
         if want != have and (want != -1 or have < 0):
-            return False
-    return True
+            return None
+    return spec
 
 
 def _with_care(request: pb.InferRequest, schema: Schema) -> dict[str, NDArray]:

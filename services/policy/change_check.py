@@ -1,6 +1,6 @@
 """What is wrong with a change to a state: every fault at once, each at its place in the request.
 
-What makes a state valid is in `domain.objects`; here it is told which object, deletion or field of the
+What makes a state valid is in `domain.validation`; here it is told which object, deletion or field of the
 request is to blame. Stored sizes, revisions and request ids are the registry's business.
 """
 
@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from services.domain.errors import Fault
-from services.domain.objects import KINDS, Object, ObjectKey, Route, object_faults, references, validate
+from services.domain.objects import KINDS, Object, ObjectKey, Route, references
+from services.domain.validation import object_faults, validate
 from services.policy.tree_diff import immutable_changes
 
 _NAMED_USERS = 5

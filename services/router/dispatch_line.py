@@ -22,8 +22,8 @@ from services.chassis.telemetry import TraceContext
 from services.chassis.thread_load import ThreadLoad
 from services.domain.clock import Clock
 from services.domain.errors import BudgetExhausted, HostUnavailable, Overloaded, YardError
+from services.router.attempting import AttemptFailed, HostAnswer
 from services.router.frames import Payload
-from services.router.pipeline import AttemptFailed, HostAnswer
 
 RENEW_S = 20.0
 """A stream older than this gets no new calls. A host's connection lives for a minute after it was told to go: calls of

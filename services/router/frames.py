@@ -13,6 +13,8 @@ from modelyard.inference.v1 import inference_pb2 as pb
 from modelyard.type.v1 import model_pb2
 from services.chassis.encoding import Buffer, Encoded, length_delimited, read_varint, varint
 from services.chassis.layouts import Layout, Layouts
+from services.chassis.outbox import LARGEST_BYTES
+from services.domain.errors import ModelFailed
 
 _LAYOUTS = Layouts()
 _REQUEST_TAG = b"\x12"  # ExecuteRequest.request = 2
@@ -97,6 +99,21 @@ def with_decision(response: Buffer, decision: bytes) -> Encoded:
     return Encoded((response, _DECISION_TAG, varint(len(decision)), decision))
 
 
+def sendable(response: Encoded) -> Encoded:
+    """`response`, if a message of a stream has room for it.
+
+    Raises:
+        ModelFailed: It has not.
+    """
+    if len(response) > LARGEST_BYTES:
+        raise ModelFailed(f"the answer has {len(response)} bytes, too many for a message of a stream")
+    return response
+
+
 def streamed(response: Encoded) -> Encoded:
-    """A ModelStreamInferResponse that holds the answer."""
-    return Encoded(length_delimited(_STREAMED_TAG, response.parts, len(response)))
+    """A ModelStreamInferResponse that holds the answer.
+
+    Raises:
+        ModelFailed: A message has no room for it.
+    """
+    return Encoded(length_delimited(_STREAMED_TAG, sendable(response).parts, len(response)))

@@ -23,9 +23,9 @@ from services.domain.clock import Clock
 from services.domain.errors import HostUnavailable, Internal, YardError
 from services.domain.host import HostLoad, HostRecord
 from services.domain.model import ModelKey
+from services.router.attempting import AttemptFailed, HostAnswer
 from services.router.dispatch_line import DispatchLine, Streams
 from services.router.frames import Payload, execute_request, open_response
-from services.router.pipeline import AttemptFailed, HostAnswer
 
 CLOSE_GRACE_S = 300.0
 """How long calls to a host that is not listed any more may still take; the longest default of a route."""

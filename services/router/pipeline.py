@@ -20,42 +20,17 @@ from services.domain.errors import (
     VersionNotFound,
     YardError,
 )
-from services.domain.host import HostLoad, HostRecord
-from services.domain.model import ModelKey, tensor_faults
+from services.domain.model import tensor_faults
 from services.domain.request import InferCall
 from services.domain.rng import KeyedRng
-from services.policy import retrying, scoring
+from services.policy import retrying
 from services.policy.admission import Reject, admit_to_router, allowance
 from services.policy.balancing import Draw
-from services.router.decision import Attempt, Decision
-from services.router.host_book import HostBook, take_failure, take_report, take_standing
+from services.router.attempting import AttemptFailed, AttemptFeedback, Attempting, HostAnswer, Hosts
+from services.router.decision import Decision
+from services.router.host_book import HostBook, take_standing
 from services.router.planning import NO_HOST_RETRY_S, Fleet, Plan, Planner
 from services.router.snapshot import Destination, Snapshot
-
-RESERVE_SHARE = 0.1
-"""Most of a short deadline that is kept back to answer in."""
-
-
-class HostAnswer(NamedTuple):
-    """What a host answered."""
-
-    payload: object
-    """Its message, never looked into here."""
-    queue_s: float
-    compute_s: float
-    batch_size: int
-    load: HostLoad | None
-
-
-class AttemptFailed(Exception):
-    """A host did not answer; `load` is what it said of itself all the same."""
-
-    def __init__(self, error: YardError, load: HostLoad | None, *, never_sent: bool = False) -> None:
-        """Failed for `error`; `never_sent` if the host cannot have seen the call."""
-        super().__init__(error.message)
-        self.error = error
-        self.load = load
-        self.never_sent = never_sent
 
 
 class Catalog(Protocol):
@@ -66,27 +41,11 @@ class Catalog(Protocol):
         ...
 
 
-class Hosts(Protocol):
-    """The single hop."""
-
-    async def execute(self, host: HostRecord, key: ModelKey, payload: object, *, timeout_s: float) -> HostAnswer:
-        """Run a call on one host.
-
-        Raises:
-            AttemptFailed: It failed or was refused.
-        """
-        ...
-
-
-class Feedback(Protocol):
+class Feedback(AttemptFeedback, Protocol):
     """Who is told how calls go."""
 
     def chosen(self, decision: Decision, duration_s: float) -> None:
         """The first decision of a call was made."""
-        ...
-
-    def attempted(self, attempt: Attempt) -> None:
-        """An attempt ended."""
         ...
 
     def answered(self, decision: Decision) -> None:
@@ -150,13 +109,13 @@ class Pipeline:
     ) -> None:
         """Route by `catalog`, over `hosts`."""
         self._catalog = catalog
-        self._hosts = hosts
         self._feedback = feedback
         self._clock = clock
         self._rng = rng
         self._limits = limits
         self._book = HostBook()
         self._planner = Planner(self._book, fleet)
+        self._attempting = Attempting(hosts=hosts, feedback=feedback, clock=clock, reserve_s=limits.reserve_s)
         self._budgets: dict[str, retrying.RetryBudget] = {}
         self._counts = counts
 
@@ -268,7 +227,7 @@ class Pipeline:
         while True:
             _take(decision, plan)
             standing = take_standing(plan.state)
-            answer = await self._attempt(call, plan, decision, deadline)
+            answer = await self._attempting.run(call, plan, decision, deadline)
             if isinstance(answer, HostAnswer):
                 decision.stages.total_s = self._clock.now_s() - start_s
                 self._feedback.answered(decision)
@@ -277,38 +236,6 @@ class Pipeline:
             plan = await self._again(
                 call, destination, deadline, tried, answer, in_good_standing=standing.forgives(answer.error)
             )
-
-    async def _attempt(
-        self, call: InferCall, plan: Plan, decision: Decision, deadline: Deadline
-    ) -> HostAnswer | AttemptFailed:
-        """Try one host; what follows from it is learned here."""
-        reserve_s = min(self._limits.reserve_s, RESERVE_SHARE * deadline.remaining_s())
-        timeout_s = deadline.for_hop(reserve_s=max(0.0, reserve_s))
-        state = plan.state
-        sent_s = self._clock.now_s()
-        work_s = scoring.sent(state, sent_s)
-        try:
-            answer = await self._hosts.execute(plan.record, plan.option.key, call.payload, timeout_s=timeout_s)
-        except AttemptFailed as failure:
-            now_s = self._clock.now_s()
-            took_s = now_s - sent_s
-            take_report(state, failure.load, plan.option.key, now_s)
-            hung = took_s >= timeout_s > scoring.HUNG_FACTOR * plan.predicted_s
-            take_failure(state, failure.error, now_s, hung=hung)
-            self._note(decision, Attempt(plan.record.host_id, took_s, failure.error))
-            return failure
-        finally:
-            scoring.ended(state, work_s)
-        now_s = self._clock.now_s()
-        took_s = now_s - sent_s
-        network_s = max(0.0, took_s - answer.queue_s - answer.compute_s)
-        scoring.answered(state, network_s, now_s)
-        take_report(state, answer.load, plan.option.key, now_s)
-        self._note(decision, Attempt(plan.record.host_id, took_s, None))
-        stages = decision.stages
-        stages.queue_s, stages.compute_s, stages.network_s = answer.queue_s, answer.compute_s, network_s
-        decision.batch_size = answer.batch_size
-        return answer
 
     async def _again(
         self,
@@ -370,10 +297,6 @@ class Pipeline:
             draw=self._draw(call, number),
             excluded=excluded,
         )
-
-    def _note(self, decision: Decision, attempt: Attempt) -> None:
-        decision.attempts.append(attempt)
-        self._feedback.attempted(attempt)
 
     def _budget(self, name: str, now_s: float) -> retrying.RetryBudget:
         budget = self._budgets.get(name)

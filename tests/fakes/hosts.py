@@ -1,4 +1,4 @@
-"""Hosts in memory, behind the port of the router's pipeline: each answers as a test says."""
+"""Hosts in memory, behind the router's port: each answers as a test says."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from services.domain.clock import ManualClock
 from services.domain.errors import YardError
 from services.domain.host import HostLoad, HostRecord, ModelLoad
 from services.domain.model import ModelKey
-from services.router.pipeline import AttemptFailed, HostAnswer
+from services.router.attempting import AttemptFailed, HostAnswer
 
 Behaviour = Callable[[], YardError | None]
 

@@ -17,6 +17,7 @@ from modelyard.host.v1 import host_pb2, host_pb2_grpc, opaque_pb2
 from modelyard.type.v1 import error_pb2
 from services.chassis.errors import from_rpc_error
 from services.domain.errors import DeadlineRequired, InvalidRequest, MalformedMessage
+from services.model_host.dispatching import MOST_CALLS
 from tests.support.host import (
     HostProcess,
     echo_request,
@@ -243,6 +244,36 @@ async def test_a_call_with_less_time_than_it_takes_is_not_computed(host: HostPro
     assert (counts.dropped_count, counts.execution_count) == (1, 0)
 
 
+async def test_calls_beyond_the_most_of_a_message_are_refused_to_come_again_and_hold_up_nobody(
+    host: HostProcess,
+) -> None:
+    await host.load(version_object("others"))
+    count = MOST_CALLS + 300_000
+    stream, other, process = Stream(host), Stream(host), psutil.Process(host.pid)
+    before_bytes = process.memory_info().rss
+
+    await stream.send(*(host_pb2.DispatchedCall(number=n) for n in range(count)))
+    await other.send(a_call(1, model="others"))
+    check_own(await other.results(1))
+    results = await stream.results(1)  # it is being taken; no more is read for now
+    for number in range(2, 50):
+        await other.send(a_call(number, model="others"))
+        check_own(await other.results(1))
+    grown_bytes = process.memory_info().rss - before_bytes
+    results |= await stream.results(count - len(results))
+    stream.call.cancel()
+    other.call.cancel()
+
+    assert len(results) == count
+    assert grown_bytes < 85 * MIB
+    for number, result in results.items():
+        if number < MOST_CALLS:
+            assert reason(result) == "BUDGET_EXHAUSTED"
+        else:
+            assert (reason(result), result.failure.code) == ("OVERLOADED", 8)
+            assert result.failure.retry_after.ToNanoseconds() > 0
+
+
 async def test_an_answer_larger_than_a_message_fails_its_call_alone(host: HostProcess) -> None:
     wide = [-1, 9 * MIB]  # twice 36 MiB come out
     await host.load(
@@ -463,6 +494,7 @@ async def test_a_request_that_is_no_message_fails_its_call_alone(host: HostProce
 
     check_own({1: results[1]})
     assert (reason(results[2]), results[2].failure.code) == ("MALFORMED_MESSAGE", 3)
+    assert "are not a modelyard.inference.v1.InferRequest" in results[2].failure.message
 
 
 async def test_a_stream_without_a_deadline_is_refused(host: HostProcess) -> None:

@@ -305,6 +305,25 @@ async def test_a_request_that_is_no_message_fails_its_call_alone(channel: grpc.a
         2: (3, "MALFORMED_MESSAGE"),
         3: (3, "MALFORMED_MESSAGE"),
     }
+    assert all("are not a modelyard.inference.v1.InferRequest" in result.failure.message for result in results.values())
+
+
+async def test_an_answer_that_no_message_has_room_for_fails_its_call_alone(channel: grpc.aio.Channel) -> None:
+    values = bytes(64 * MIB - 2048)  # with the Decision, which has this id once more, over 64 MiB
+    request = pb.InferRequest(model_name="wide", id="\N{SLIGHTLY SMILING FACE}" * 256, raw_input_contents=[values])
+    request.inputs.add(name="x", datatype="FP32", shape=[1, len(values) // 4])
+    request.route.explain = True
+    stream = Stream(channel)
+
+    await stream.send(pb.ManyCall(tag=1, request=request))
+    await stream.send(a_call(2))
+    results = await stream.results(2)
+    await stream.send(a_call(3))
+    results |= await stream.results(1)
+    stream.call.cancel()
+
+    assert why(results.pop(1)) == (13, "MODEL_FAILED")
+    check_own(results)
 
 
 async def test_bytes_that_are_no_message_end_the_stream(channel: grpc.aio.Channel) -> None:
@@ -399,6 +418,21 @@ async def test_cancelled_calls_have_no_result_and_leave_the_hosts(channel: grpc.
         return (await statistics(yard, "slow"))[1] - before >= 6  # one or two were being computed
 
     await eventually(all_dropped, "the cancelled calls dropped", SOON_S)
+
+
+async def test_cancels_are_taken_from_a_stream_with_more_calls_than_may_begin(channel: grpc.aio.Channel) -> None:
+    stream, tags = Stream(channel), range(1, 2001)
+
+    for start in range(0, len(tags), 100):  # of 200 ms each: over a minute and a half on two hosts
+        await stream.send(*(a_call(tag, "held", timeout_s=290.0) for tag in tags[start : start + 100]))
+    await stream.send(a_call(3000), cancels=tuple(tags))
+    await stream.call.done_writing()
+    results, end = await stream.end()
+
+    assert end is None
+    check_own(results)
+    assert 3000 in results
+    assert len(results) < 200
 
 
 async def test_a_stream_that_is_killed_takes_its_calls_on_the_hosts_along(

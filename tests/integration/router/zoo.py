@@ -39,10 +39,11 @@ def a_version(
     )
 
 
-ECHO, TEXT, SLOW, BUSY, SMALL, LARGE, WIDE, NOWHERE = (
+ECHO, TEXT, SLOW, HELD, BUSY, SMALL, LARGE, WIDE, NOWHERE = (
     a_model("echo"),
     a_model("text", "BYTES", 2),
     a_model("slow"),
+    a_model("held"),
     a_model("busy"),
     a_model("small"),
     a_model("large"),
@@ -53,13 +54,14 @@ VERSIONS = {
     "echo": (a_version("echo", "1.0.0"), a_version("echo", "1.1.0")),
     "text": (a_version("text"),),
     "slow": (a_version("slow", base_ms=200.0, batch=1),),
+    "held": (a_version("held", base_ms=200.0, batch=1),),
     "busy": (a_version("busy", base_ms=5.0),),
     "small": (a_version("small", quality=0.80, cost=10),),
     "large": (a_version("large", quality=0.92, cost=60),),
     "wide": (a_version("wide"),),
     "nowhere": (a_version("nowhere"),),
 }
-MODELS = (ECHO, TEXT, SLOW, BUSY, SMALL, LARGE, WIDE, NOWHERE)
+MODELS = (ECHO, TEXT, SLOW, HELD, BUSY, SMALL, LARGE, WIDE, NOWHERE)
 ROUTES: tuple[Object, ...] = (
     Route(Metadata("embed"), Choose((RouteTarget("small"), RouteTarget("large")))),
     Route(Metadata("quick"), Single(RouteTarget("echo")), default_timeout_s=2.0, max_timeout_s=4.0),

@@ -3,7 +3,7 @@
 import pytest
 
 from modelyard.type.v1 import error_pb2
-from services.chassis.errors import STATUS_OF, failure_from, failure_to, rich_status
+from services.chassis.errors import DETAILS_BYTES, MESSAGE_BYTES, STATUS_OF, failure_from, failure_to, rich_status
 from services.domain import errors as domain
 from services.domain.errors import Fault, YardError
 
@@ -91,6 +91,24 @@ def test_one_huge_fault_is_cut_and_not_lost() -> None:
 
     assert arrived.faults[0].path.startswith("xxx")
     assert arrived.faults[0].message.endswith("...")
+
+
+def test_huge_metadata_is_left_out() -> None:
+    arrived = sent(domain.ModelNotFound("no", metadata={"name": "digits", "near": "n" * 9000}))
+
+    assert type(arrived) is domain.ModelNotFound
+    assert arrived.metadata == {"name": "digits"}
+
+
+def test_a_failure_is_bounded_whatever_the_error_holds() -> None:
+    metadata = {f"key-{n}": "ä" * 50 for n in range(1000)}
+    faults = [Fault(f"inputs[{n}]", "ä" * 300) for n in range(1000)]
+
+    failure = failure_to(domain.InvalidRequest("ä" * 9000, faults=faults, metadata=metadata))
+
+    assert failure.metadata
+    assert failure.field_violations
+    assert failure.ByteSize() < MESSAGE_BYTES + 2 * DETAILS_BYTES + 64
 
 
 def test_text_that_is_not_unicode_is_sent_all_the_same() -> None:

@@ -28,10 +28,10 @@ from services.domain.errors import (
     YardError,
 )
 from services.domain.model import ModelKey
+from services.router.attempting import AttemptFailed, HostAnswer
 from services.router.dispatch_line import RENEW_S, WAITING_BYTES, DispatchLine, Sent, Streams
 from services.router.frames import Payload
 from services.router.host_client import HostClient
-from services.router.pipeline import AttemptFailed, HostAnswer
 from tests.fakes.dispatch_server import FakeDispatchHost, HostStream, Script, answer_to, failure_of
 from tests.fakes.objects import a_host
 

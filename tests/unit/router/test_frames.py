@@ -11,6 +11,8 @@ from modelyard.openinference.v2 import grpc_service_pb2 as v2
 from services.chassis.codec import key_to
 from services.chassis.encoding import Encoded
 from services.chassis.layouts import SMALL_BYTES
+from services.chassis.outbox import LARGEST_BYTES
+from services.domain.errors import ModelFailed
 from services.domain.model import ModelKey
 from services.router import frames
 from services.router.frames import Payload, Received
@@ -173,3 +175,8 @@ def test_a_streamed_answer_reads_as_one_of_the_protocol() -> None:
 
     assert message.infer_response.SerializeToString() == response
     assert message.error_message == ""
+
+
+def test_an_answer_that_no_message_has_room_for_is_not_streamed() -> None:
+    with pytest.raises(ModelFailed):
+        frames.streamed(Encoded((bytes(LARGEST_BYTES), b"1")))

@@ -24,7 +24,7 @@ from services.domain.model import ModelKey, ModelState, TensorMeta, TensorSpec
 from services.domain.objects import Object
 from services.domain.request import Preference, RouteOptions
 from services.policy.admission import DeadlineSource
-from services.router.pipeline import AttemptFailed, HostAnswer
+from services.router.attempting import AttemptFailed, HostAnswer
 from tests.fakes.objects import a_host, a_model, a_version, hosted
 from tests.unit.router.yards import INPUT, World, a_call, a_choice, a_single, a_snapshot, digits, rated
 

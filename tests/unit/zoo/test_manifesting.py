@@ -12,7 +12,8 @@ from examples.zoo.quality import Quality
 from examples.zoo.recipes import Recipe, recipes
 from examples.zoo.training import breast_cancer, digits
 from services.chassis import object_codec as codec
-from services.domain.objects import ModelVersion, Route, validate
+from services.domain.objects import ModelVersion, Route
+from services.domain.validation import validate
 
 NAMES = (
     *("minilm", "minilm-tokenizer", "minilm-int8", "efficientnet-lite0", "efficientnet-lite2", "silero-vad"),

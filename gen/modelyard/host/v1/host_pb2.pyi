@@ -110,7 +110,7 @@ class DispatchRequest(_message.Message):
     CANCELS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___DispatchedCall]:
-        """New calls."""
+        """New calls; at most 4,096. What comes after those is refused with RESOURCE_EXHAUSTED, and may come again."""
 
     @_builtins.property
     def cancels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:

@@ -74,7 +74,8 @@ class InferenceServiceServicer:
         """Runs many inferences over one stream, for callers who have many: each is routed by itself, as by Infer.
 
         Results come in any order, as many in a message as are there. A caller that does not read its results
-        is not read from. The caller ends the stream when it has sent its last call.
+        is not read from. 1,024 calls of a stream run at once; those behind them wait, up to 4 MiB, and then the caller.
+        The caller ends the stream when it has sent its last call.
         Retry: each call by itself, by its Failure; what is said of Infer holds. The stream: yes, on UNAVAILABLE, with
         the calls that had no result. Statuses: OK; INVALID_ARGUMENT (no such message, or a tag in use);
         UNAVAILABLE (draining); DEADLINE_EXCEEDED; CANCELLED.
