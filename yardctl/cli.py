@@ -2,7 +2,7 @@
 
 import typer
 
-from yardctl import infer_commands, mesh_commands, registry_commands
+from yardctl import history_commands, infer_commands, mesh_commands, registry_commands
 
 app = typer.Typer(
     name="yardctl",
@@ -15,4 +15,5 @@ app = typer.Typer(
 )
 mesh_commands.add_to(app)
 registry_commands.add_to(app)
+history_commands.add_to(app)
 infer_commands.add_to(app)

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import grpc.aio
 
@@ -21,12 +21,19 @@ Res = TypeVar("Res")
 TIMEOUT_S = 5.0
 """For calls that read or change state; each is a few milliseconds of work."""
 
+LONG_S = 30.0
+"""For calls that may touch every object."""
+
+FILE_S = 600.0
+"""For calls that move or read everything there is."""
+
 PAGE = 1000
 
+PART_BYTES = 1 << 20
+"""A file's bytes in one message."""
 
-async def call(
-    method: grpc.aio.UnaryUnaryMultiCallable[Req, Res], request: Req, *, who: str, timeout_s: float = TIMEOUT_S
-) -> Res:
+
+async def call(method: channels.Method[Req, Res], request: Req, *, who: str, timeout_s: float = TIMEOUT_S) -> Res:
     """Call a part.
 
     Args:
@@ -42,12 +49,33 @@ async def call(
     try:
         return await channels.call(method, request, timeout_s=timeout_s)
     except (HostUnavailable, BudgetExhausted) as error:
-        cause = error.__cause__
-        # With details it is the part itself that speaks; without, gRPC says that nobody does.
-        if isinstance(cause, grpc.aio.AioRpcError) and not _is_ours(cause):
-            what = "cannot be reached" if isinstance(error, HostUnavailable) else f"gave no answer in {timeout_s:g} s"
-            raise CommandError(f"the {who} {what}: see 'yardctl status', or start a mesh with 'yardctl up'") from error
-        raise
+        raise _silent(error, who, timeout_s) or error from error
+
+
+async def read(
+    method: grpc.aio.UnaryStreamMultiCallable[Req, Res], request: Req, *, who: str, timeout_s: float
+) -> AsyncIterator[Res]:
+    """Call a part that answers a stream; as `call`.
+
+    Raises:
+        CommandError: The part cannot be reached or does not answer in time.
+        YardError: It refused or failed.
+    """
+    try:
+        async for answer in channels.read(method, request, timeout_s=timeout_s):
+            yield answer
+    except (HostUnavailable, BudgetExhausted) as error:
+        raise _silent(error, who, timeout_s) or error from error
+
+
+def _silent(error: HostUnavailable | BudgetExhausted, who: str, timeout_s: float) -> CommandError | None:
+    """What to say when nobody spoke; None if it was the part itself."""
+    cause = error.__cause__
+    # With details it is the part itself that speaks; without, gRPC says that nobody does.
+    if not isinstance(cause, grpc.aio.AioRpcError) or _is_ours(cause):
+        return None
+    what = "cannot be reached" if isinstance(error, HostUnavailable) else f"gave no answer in {timeout_s:g} s"
+    return CommandError(f"the {who} {what}: see 'yardctl status', or start a mesh with 'yardctl up'")
 
 
 def _is_ours(error: grpc.aio.AioRpcError) -> bool:
@@ -64,7 +92,7 @@ class RegistryClient:
 
     async def apply(self, request: registry_pb2.ApplyRequest) -> registry_pb2.ApplyResponse:
         """Apply objects and deletions."""
-        return await call(self._stub.Apply, request, who=self._who, timeout_s=30.0)
+        return await call(self._stub.Apply, request, who=self._who, timeout_s=LONG_S)
 
     async def get(self, key: ObjectKey, revision: int = 0) -> registry_pb2.GetResponse:
         """One object."""
@@ -94,6 +122,42 @@ class RegistryClient:
                 break
             request.page_token = page.next_page_token
         return found
+
+    async def revision(self, number: int) -> registry_pb2.GetRevisionResponse:
+        """One revision; 0 is the newest."""
+        request = registry_pb2.GetRevisionRequest(revision=number)
+        return await call(self._stub.GetRevision, request, who=self._who, timeout_s=LONG_S)
+
+    async def diff(self, before: int, after: int) -> registry_pb2.DiffResponse:
+        """What leads from one revision to another; `after` 0 is the newest."""
+        request = registry_pb2.DiffRequest(from_revision=before, to_revision=after)
+        return await call(self._stub.Diff, request, who=self._who, timeout_s=LONG_S)
+
+    async def rollback(self, request: registry_pb2.RollbackRequest) -> registry_pb2.RollbackResponse:
+        """Take an older state over."""
+        return await call(self._stub.Rollback, request, who=self._who, timeout_s=LONG_S)
+
+    async def export(self, revision: int, *, history: bool) -> AsyncIterator[bytes]:
+        """The parts of an exported file."""
+        request = registry_pb2.ExportRequest(revision=revision, history=history)
+        async for answer in read(self._stub.Export, request, who=self._who, timeout_s=FILE_S):
+            yield answer.data
+
+    async def take(self, options: registry_pb2.ImportOptions, source: BinaryIO) -> registry_pb2.ImportResponse:
+        """Import a file, and close it."""
+
+        async def parts() -> AsyncIterator[registry_pb2.ImportRequest]:
+            yield registry_pb2.ImportRequest(options=options)
+            with source:
+                while data := source.read(PART_BYTES):
+                    yield registry_pb2.ImportRequest(data=data)
+
+        return await call(self._stub.Import, parts(), who=self._who, timeout_s=FILE_S)
+
+    async def verify(self) -> AsyncIterator[registry_pb2.VerifyResponse]:
+        """How far a verification has come, until it is done."""
+        async for answer in read(self._stub.Verify, registry_pb2.VerifyRequest(), who=self._who, timeout_s=FILE_S):
+            yield answer
 
     async def hosts(self) -> list[resources_pb2.HostRecord]:
         """The hosts listed now."""

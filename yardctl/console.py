@@ -72,6 +72,15 @@ def addresses_of(directory: Path) -> Addresses:
     return read_mesh_info(Layout.of(directory)).addresses
 
 
+def registry_of(directory: Path, address: str) -> str:
+    """The registry to talk to: the one at `address`, or that of the mesh in a directory.
+
+    Raises:
+        CommandError: There is none.
+    """
+    return address or addresses_of(directory).registry
+
+
 def fail(message: str, exit_code: int = FAILED) -> NoReturn:
     """Print one line, and end the command."""
     err().print(f"yardctl: {message}", style="red", markup=False, soft_wrap=True)

@@ -1,8 +1,11 @@
-"""Commands that read and change what the mesh should be: apply, get, list, delete, history, hosts, plan."""
+"""Commands that read and change what the mesh should be: apply, get, list, edit, delete, hosts, plan."""
 
-import getpass
+import asyncio
+import os
+import shlex
+import shutil
 import sys
-import uuid
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,9 +13,10 @@ import typer
 
 from modelyard.registry.v1 import objects_pb2, registry_pb2
 from modelyard.resource.v1 import resource_pb2
-from services.domain.errors import InvalidRequest
+from services.domain.errors import InvalidRequest, RevisionMoved
 from services.domain.objects import ObjectKey
 from yardctl import client, console, render
+from yardctl.applying import DryRunOption, ExpectedOption, ReasonOption, author, new_request_id, print_applied
 from yardctl.console import DEFAULT_DIR, DirOption, Output, OutputOption, RegistryOption, TextOutput
 from yardctl.errors import USAGE, CommandError
 from yardctl.manifest_text import to_manifest, to_yaml
@@ -21,22 +25,12 @@ from yardctl.manifests import KIND_FIELDS, key_of, load, located
 KindArgument = Annotated[str, typer.Argument(metavar="KIND", help=f"One of {', '.join(KIND_FIELDS)}.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The object's metadata.name.")]
 VersionOption = Annotated[str, typer.Option("--version", help="Version of a ModelVersion.")]
-ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept in the history.")]
-ExpectedOption = Annotated[
-    int, typer.Option("--expected-revision", min=0, help="Refuse if the head is another one; 0 takes any.")
-]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Give the app these commands."""
-    for command in (apply, get, list_objects, delete, history, hosts, plan):
+    for command in (apply, get, list_objects, edit, delete, hosts, plan):
         app.command(name="list" if command is list_objects else None)(command)
-
-
-def registry_address(directory: Path, address: str) -> str:
-    """The registry to talk to: the one named, or that of the directory."""
-    return address or console.addresses_of(directory).registry
 
 
 def kind_named(text: str) -> str:
@@ -71,16 +65,16 @@ def apply(
             reason=reason,
             expected_revision=expected_revision,
             dry_run=dry_run,
-            author=getpass.getuser(),
-            request_id=uuid.uuid4().hex,
+            author=author(),
+            request_id=new_request_id(),
         )
-        async with client.registry(registry_address(directory, address)) as registry:
+        async with client.registry(console.registry_of(directory, address)) as registry:
             try:
                 return await registry.apply(request)
             except InvalidRequest as error:
                 raise located(error, documents) from error
 
-    _print_applied(console.guarded(main()), dry_run, output)
+    print_applied(console.guarded(main()), dry_run, output)
 
 
 def delete(
@@ -98,19 +92,19 @@ def delete(
     """Delete one object."""
 
     async def main() -> registry_pb2.ApplyResponse:
-        async with client.registry(registry_address(directory, address)) as registry:
+        async with client.registry(console.registry_of(directory, address)) as registry:
             key = await _key(registry, kind, name, version)
             request = registry_pb2.ApplyRequest(
                 deletes=[objects_pb2.ObjectKey(kind=key.kind, name=key.name, version=key.version)],
                 reason=reason,
                 expected_revision=expected_revision,
                 dry_run=dry_run,
-                author=getpass.getuser(),
-                request_id=uuid.uuid4().hex,
+                author=author(),
+                request_id=new_request_id(),
             )
             return await registry.apply(request)
 
-    _print_applied(console.guarded(main()), dry_run, output)
+    print_applied(console.guarded(main()), dry_run, output)
 
 
 async def _key(registry: client.RegistryClient, kind: str, name: str, version: str) -> ObjectKey:
@@ -123,19 +117,6 @@ async def _key(registry: client.RegistryClient, kind: str, name: str, version: s
     if key.kind != "ModelVersion" and version:
         raise CommandError(f"a {key.kind} has no --version", exit_code=USAGE)
     return key
-
-
-def _print_applied(answer: registry_pb2.ApplyResponse, dry_run: bool, output: Output) -> None:
-    if output is Output.JSON:
-        console.print_json({"dry_run": dry_run, **render.to_dict(answer)})
-        return
-    if not answer.changes:
-        console.out().print(f"nothing to change at revision {answer.revision}")
-        return
-    console.out().print(render.changes(answer.changes))
-    counts = render.change_counts(answer.changes)
-    where = f"dry run at revision {answer.revision}, nothing was changed" if dry_run else f"revision {answer.revision}"
-    console.out().print(f"{where}: {counts}")
 
 
 def get(
@@ -151,7 +132,7 @@ def get(
     """Print one object as a manifest."""
 
     async def main() -> objects_pb2.Object:
-        async with client.registry(registry_address(directory, address)) as registry:
+        async with client.registry(console.registry_of(directory, address)) as registry:
             answer = await registry.get(await _key(registry, kind, name, version), revision)
             return answer.object
 
@@ -160,6 +141,56 @@ def get(
         console.print_json(to_manifest(item))
     else:
         sys.stdout.write(to_yaml([item]))
+
+
+def edit(
+    kind: KindArgument,
+    name: NameArgument,
+    *,
+    version: VersionOption = "",
+    reason: ReasonOption = "",
+    directory: DirOption = DEFAULT_DIR,
+    address: RegistryOption = "",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Change one object in an editor ($VISUAL, $EDITOR or vi); refused if it changed meanwhile."""
+
+    async def main() -> registry_pb2.ApplyResponse:
+        async with client.registry(console.registry_of(directory, address)) as registry:
+            found = await registry.get(await _key(registry, kind, name, version))
+            with tempfile.TemporaryDirectory(prefix="yardctl-edit-") as folder:
+                file = Path(folder) / f"{name}.yaml"
+                file.write_text(to_yaml([found.object]), encoding="utf-8")
+                await _run_editor(file)
+                documents = load([file])
+                if [document.key for document in documents] != [key_of(found.object)]:
+                    raise CommandError(f"the text must stay that of {key_of(found.object)}; nothing was changed")
+                request = registry_pb2.ApplyRequest(
+                    objects=[document.object for document in documents],
+                    reason=reason or f"edit {key_of(found.object)}",
+                    expected_revision=found.revision,
+                    author=author(),
+                    request_id=new_request_id(),
+                )
+                try:
+                    return await registry.apply(request)
+                except (InvalidRequest, RevisionMoved) as error:
+                    kept = Path(tempfile.mkdtemp(prefix="yardctl-edit-")) / file.name
+                    shutil.copy(file, kept)
+                    console.err().print(f"your text is kept in {kept}", markup=False, soft_wrap=True)
+                    raise (located(error, documents) if isinstance(error, InvalidRequest) else error) from error
+
+    print_applied(console.guarded(main()), False, output)
+
+
+async def _run_editor(file: Path) -> None:
+    command = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    try:
+        process = await asyncio.create_subprocess_exec(*shlex.split(command), str(file))
+    except (OSError, ValueError) as error:
+        raise CommandError(f"cannot start the editor '{command}': {error}; set EDITOR", exit_code=USAGE) from error
+    if await process.wait() != 0:
+        raise CommandError(f"the editor ended with {process.returncode}, nothing was changed")
 
 
 def list_objects(
@@ -174,7 +205,7 @@ def list_objects(
 
     async def main() -> tuple[list[objects_pb2.Object], int]:
         wanted = kind_named(kind) if kind else ""
-        async with client.registry(registry_address(directory, address)) as registry:
+        async with client.registry(console.registry_of(directory, address)) as registry:
             return await registry.objects(wanted, revision)
 
     found, at = console.guarded(main())
@@ -186,40 +217,13 @@ def list_objects(
         console.out().print(f"no {kind_named(kind) if kind else 'object'} at revision {at}")
 
 
-def history(
-    *,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Most revisions to list.")] = 20,
-    directory: DirOption = DEFAULT_DIR,
-    address: RegistryOption = "",
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """List revisions, newest first: who changed what, when and why."""
-
-    async def main() -> list[registry_pb2.Revision]:
-        async with client.registry(registry_address(directory, address)) as registry:
-            return await registry.revisions(limit)
-
-    revisions = console.guarded(main())
-    if output is Output.JSON:
-        console.print_json([render.to_dict(each) for each in revisions])
-        return
-    rows = [(str(each.number), render.time_of(each.time), each.author, each.reason, _what(each)) for each in revisions]
-    console.out().print(render.table(("revision", "time (utc)", "author", "reason", "changes"), rows))
-
-
-def _what(revision: registry_pb2.Revision) -> str:
-    if revision.change_count == 1 and revision.changes:
-        return f"{render.action(revision.changes[0])} {render.key_text(revision.changes[0].key)}"
-    return render.change_counts(revision.changes)
-
-
 def hosts(
     *, directory: DirOption = DEFAULT_DIR, address: RegistryOption = "", output: OutputOption = Output.TABLE
 ) -> None:
     """List hosts and the model versions on them."""
 
     async def main() -> list[Any]:
-        async with client.registry(registry_address(directory, address)) as registry:
+        async with client.registry(console.registry_of(directory, address)) as registry:
             return await registry.hosts()
 
     records = console.guarded(main())

@@ -1,11 +1,11 @@
 """How one service calls another: channel options, and a unary call with errors of the domain.
 
-Decides nothing about retries or which host; gRPC's own retries stay off, because only the router
-retries.
+Decides nothing about retries or which host: only the router retries. No channel has a retry policy, so what gRPC
+sends again by itself is what surely no servicer has seen (see `RETRY_BUFFER_BYTES`).
 """
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import grpc
 import grpc.aio
@@ -17,6 +17,8 @@ from services.domain.errors import BudgetExhausted
 
 Req = TypeVar("Req")
 Res = TypeVar("Res")
+Req_contra = TypeVar("Req_contra", contravariant=True)
+Res_co = TypeVar("Res_co", covariant=True)
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """Largest message accepted and sent, on both sides."""
@@ -27,6 +29,12 @@ LARGE_FRAMES = (
     ("grpc.http2.write_buffer_size", 4 << 20),
 )
 """A photo travels in one HTTP/2 frame instead of dozens: a twelfth more of them a second over loopback."""
+
+RETRY_BUFFER_BYTES = 4 << 20
+"""What of a call gRPC keeps until it is answered or begins to be, to send it again if its connection was going
+(GOAWAY) and no servicer has seen it: a server renews each every ten minutes, and without this one in 24 renewals
+under load lost a call, one in 75 of photos. A larger call is not sent again, nor is a stream that has had a message:
+of that nothing is kept. It costs 5 to 10 µs a call, and nothing on a stream."""
 
 MAX_METADATA_BYTES = 8192
 """Largest metadata of a call accepted, on both sides."""
@@ -54,7 +62,8 @@ def open_channel(address: str, *, max_message_bytes: int = MAX_MESSAGE_BYTES) ->
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 1000),
             ("grpc.max_reconnect_backoff_ms", 1000),
-            ("grpc.enable_retries", 0),
+            ("grpc.enable_retries", 1),
+            ("grpc.per_rpc_retry_buffer_size", RETRY_BUFFER_BYTES),
             ("grpc.enable_http_proxy", 0),
             ("grpc.use_local_subchannel_pool", 1),
             *LARGE_FRAMES,
@@ -62,8 +71,18 @@ def open_channel(address: str, *, max_message_bytes: int = MAX_MESSAGE_BYTES) ->
     )
 
 
+class Method(Protocol[Req_contra, Res_co]):
+    """A method of a generated stub that has one answer."""
+
+    def __call__(
+        self, request: Req_contra, /, *, timeout: float | None = ..., metadata: Any = ...
+    ) -> Awaitable[Res_co]:
+        """Begin a call."""
+        ...
+
+
 async def call(
-    method: grpc.aio.UnaryUnaryMultiCallable[Req, Res],
+    method: Method[Req, Res],
     request: Req,
     *,
     timeout_s: float,
@@ -72,8 +91,8 @@ async def call(
     """Call `method`, carrying the current trace on.
 
     Args:
-        method: A method of a generated stub.
-        request: Its request.
+        method: A method of a generated stub that has one answer.
+        request: Its request, or an iterator of them if it takes many.
         timeout_s: Seconds the call may take, cut to a day. gRPC keeps it: a `wait_for` around a call
             leaks about 1 KB in the client each time.
         metadata: Sent in addition to the trace headers.
@@ -87,3 +106,26 @@ async def call(
         return await method(request, timeout=min(timeout_s, LONGEST_S), metadata=(*outgoing_metadata(), *metadata))
     except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error) from error
+
+
+async def read(
+    method: grpc.aio.UnaryStreamMultiCallable[Req, Res], request: Req, *, timeout_s: float
+) -> AsyncGenerator[Res, None]:
+    """The answers of `method`, carrying the current trace on. Close it (`aclosing`) to end the call.
+
+    Args:
+        method: A method of a generated stub that answers a stream.
+        request: Its request.
+        timeout_s: Seconds the call may take, cut to a day.
+
+    Raises:
+        YardError: What the other side refused or failed with; `__cause__` is the RPC's own error.
+    """
+    answers = method(request, timeout=min(timeout_s, LONGEST_S), metadata=outgoing_metadata())
+    try:
+        async for answer in answers:
+            yield answer
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error
+    finally:
+        answers.cancel()

@@ -192,6 +192,15 @@ REGISTRY_APPLY_SECONDS = Histogram(
     registry=REGISTRY,
 )
 REGISTRY_WATCHERS = Gauge("modelyard_registry_watchers", "Open watches.", registry=REGISTRY)
+REGISTRY_COLLECTED = Counter(
+    "modelyard_registry_collected_total", "Garbage deleted: revision, value, request.", ["what"], registry=REGISTRY
+)
+REGISTRY_COLLECT_SECONDS = Histogram(
+    "modelyard_registry_collect_seconds", "Time of one collection of garbage.", buckets=SLOW_BUCKETS_S,
+    registry=REGISTRY,
+)  # fmt: skip
+STORE_BYTES = Gauge("modelyard_store_bytes", "Size of etcd's database, of the member asked.", registry=REGISTRY)
+STORE_REVISION = Gauge("modelyard_store_revision", "etcd's own revision: it grows by its writes.", registry=REGISTRY)
 REGISTRY_LEASES = Gauge("modelyard_registry_leases", "Hosts whose lease this replica keeps.", registry=REGISTRY)
 
 # --- resource manager --------------------------------------------------------------------------
@@ -268,6 +277,8 @@ GAUGE_MERGE: dict[str, GaugeMerge] = {
     "modelyard_router_snapshot_revision": GaugeMerge.MIN,  # every worker routes by at least this one
     "modelyard_router_snapshot_age_seconds": GaugeMerge.MAX,
     "modelyard_router_workers": GaugeMerge.SUM,
+    "modelyard_store_bytes": GaugeMerge.MAX,
+    "modelyard_store_revision": GaugeMerge.MAX,
     "modelyard_registry_head_revision": GaugeMerge.MAX,
     "modelyard_registry_watchers": GaugeMerge.SUM,
     "modelyard_registry_leases": GaugeMerge.SUM,

@@ -4,6 +4,7 @@ import asyncio
 import uuid
 
 from modelyard.registry.v1 import registry_pb2
+from services.chassis.election import Election
 from services.chassis.etcd import EtcdClient
 from services.chassis.instruments import serve_metrics
 from services.chassis.process import Process
@@ -11,11 +12,18 @@ from services.chassis.server import DeadlineRule, Server
 from services.chassis.telemetry import Telemetry
 from services.domain.clock import SystemClock
 from services.registry.apply import Applier
+from services.registry.collecting import Collector
 from services.registry.config import Config
+from services.registry.history import History
 from services.registry.leases import HostLeases
 from services.registry.object_store import ObjectStore
 from services.registry.servicer import RegistryServicer
+from services.registry.upkeep import Upkeep
+from services.registry.values import Values
 from services.registry.watch_hub import WatchHub
+
+ELECTION = "registry"
+"""Name of the election."""
 
 SERVICE = registry_pb2.DESCRIPTOR.services_by_name["RegistryService"]
 
@@ -39,7 +47,9 @@ async def start(config: Config, process: Process) -> None:
     leases = HostLeases(client=client, clock=clock)
     hub = WatchHub(revisions=store, hosts=leases, clock=clock)
     applier = Applier(store=store, clock=clock, new_request_id=lambda: f"registry-{uuid.uuid4()}")
-    servicer = RegistryServicer(applier=applier, store=store, hub=hub, leases=leases, clock=clock)
+    values = Values(client=client, clock=clock)
+    history = History(values=values, applier=applier, clock=clock)
+    servicer = RegistryServicer(applier=applier, store=store, hub=hub, leases=leases, history=history, clock=clock)
 
     process.spawn("store watch", hub.run())
     server = Server(address=config.address, telemetry=telemetry)
@@ -48,6 +58,18 @@ async def start(config: Config, process: Process) -> None:
     await server.start()
     process.on_stop("server", server.drain)
     process.spawn("readiness", _announce(hub, server))
+
+    election = Election(endpoints=config.etcd, name=ELECTION, candidate=config.name, clock=clock)
+    process.on_stop("election", election.close)
+    upkeep = Upkeep(
+        election=election,
+        collector=Collector(values=values, clock=clock, keep_revisions=config.keep_revisions),
+        client=client,
+        clock=clock,
+        collect_every_s=config.collect_every_s,
+    )
+    process.spawn("upkeep", upkeep.run())
+    process.spawn("store metrics", upkeep.follow_store())
 
 
 async def _announce(hub: WatchHub, server: Server) -> None:

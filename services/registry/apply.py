@@ -1,22 +1,30 @@
 """One apply, in order: read the head, check, compare, write objects, advance the head.
 
 The only place that knows this order, and what to do when the store does not say how a write ended.
-How things are stored is behind `Store`; what is allowed is in `domain.objects` and `policy.change_check`.
+How things are stored is behind `ports.Store`; what is allowed is in `domain.validation` and `policy.change_check`.
 """
 
 import asyncio
-import enum
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic
 
 from services.domain.clock import Clock
 from services.domain.deadline import Deadline
-from services.domain.errors import BudgetExhausted, Fault, InvalidRequest, RevisionMoved, StoreUnavailable
+from services.domain.errors import (
+    BudgetExhausted,
+    Fault,
+    InvalidRequest,
+    RevisionMoved,
+    RevisionNotFound,
+    StoreUnavailable,
+)
 from services.domain.objects import Object, ObjectKey
 from services.policy.change_check import Submitted, check
 from services.policy.tree_diff import Change, diff, with_fields
+from services.registry.ports import D, Done, E, Note, Outcome, S, State, Store
 
 MAX_OBJECT_BYTES = 1 << 20
 """Most bytes of a stored object; etcd takes 1.5 MiB in a request."""
@@ -43,115 +51,10 @@ REST_S = 0.1
 RETRY_AFTER_S = 1.0
 """When a caller may try again after an outcome that could not be found out."""
 
+NAMED_CHANGES = 5
+"""Changes that a refusal for a moved head names; the rest is counted."""
 
-class State(Protocol):
-    """Everything at one revision."""
-
-    @property
-    def revision(self) -> int:
-        """Its number; 0 before the first."""
-        ...
-
-    @property
-    def objects(self) -> Mapping[ObjectKey, Object]:
-        """Every object."""
-        ...
-
-    def digest_of(self, key: ObjectKey) -> str | None:
-        """Digest of an object's stored form; None if there is no such object."""
-        ...
-
-
-S = TypeVar("S", bound=State)
-D = TypeVar("D")
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """How a request ended that was carried out before."""
-
-    revision: int
-    changed: bool
-    """False if nothing had to change, at that revision."""
-
-
-@dataclass(frozen=True, slots=True)
-class Found(Generic[S]):
-    """The head, and whether the request was carried out; both at the same moment."""
-
-    state: S
-    done: Done | None
-
-
-class Encoded(Protocol):
-    """The stored form of an object."""
-
-    @property
-    def digest(self) -> str:
-        """SHA-256, hexadecimal."""
-        ...
-
-    @property
-    def size_bytes(self) -> int:
-        """Its length."""
-        ...
-
-
-E = TypeVar("E", bound=Encoded)
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """What the history keeps of an apply."""
-
-    author: str
-    reason: str
-    request_id: str
-    time_s: float
-    """Seconds since the Unix epoch."""
-
-
-class Outcome(enum.Enum):
-    """How an attempt to move the head ended."""
-
-    MOVED = "MOVED"
-    """It names the new revision now."""
-    CONFLICT = "CONFLICT"
-    """Somebody else came first, or the same request did; surely not done."""
-    UNKNOWN = "UNKNOWN"
-    """No answer came; it may be done, or be done later."""
-
-
-class Store(Protocol[S, E, D]):
-    """Where revisions are kept.
-
-    Every awaited method raises StoreUnavailable if the store leaves a step of it unanswered for `timeout_s`.
-    `encode` and `draft` compute only, and may be called from a thread.
-    """
-
-    async def find(self, request_id: str, *, timeout_s: float) -> Found[S]:
-        """Read the head, and how the request ended if it was carried out."""
-        ...
-
-    async def at(self, revision: int, *, timeout_s: float) -> S:
-        """Read the state at a revision."""
-        ...
-
-    def encode(self, item: Object) -> E:
-        """The stored form of an object."""
-        ...
-
-    def draft(self, base: S, upserts: Mapping[ObjectKey, E], changes: Sequence[Change], note: Note) -> D:
-        """The revision that follows `base` by `changes`; without any, a mere note that the request is done."""
-        ...
-
-    async def write(self, draft: D, *, timeout_s: float) -> None:
-        """Write everything the new head will name; it changes nothing by itself."""
-        ...
-
-    async def advance(self, draft: D, *, timeout_s: float) -> Outcome:
-        """Move the head to the draft, if it is still where the draft was made from."""
-        ...
+_PLACE = re.compile(r"(?P<list>objects|deletes)\[(?P<index>\d+)\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +68,10 @@ class Command:
     author: str = ""
     request_id: str = ""
     dry_run: bool = False
+    exact: bool = False
+    """Whether everything goes that is not submitted."""
+    restores: int = 0
+    """Takes the state of this revision over, instead of what is submitted; 0 does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,13 +105,14 @@ class Applier(Generic[S, E, D]):
         Raises:
             InvalidRequest: With every fault.
             RevisionMoved: The head is not the one expected.
+            RevisionNotFound: There is none to take over.
             StoreUnavailable: Not done; or not known, and then the message says so.
             BudgetExhausted: The deadline came first; nothing was done.
         """
         faults = _request_faults(command)
         # With faults nothing is written, and a faulty id must not be looked for either.
         request_id = command.request_id if command.request_id and not faults else self._new_request_id()
-        note = Note(command.author, command.reason, request_id, self._clock.wall_s())
+        note = Note(command.author, command.reason, request_id, self._clock.wall_s(), command.restores)
         if self._turn.locked():
             # Asked before queueing, so that callers learn of an outage at once and not one after the other.
             await self._store.find(request_id, timeout_s=_step_s(deadline))
@@ -239,7 +147,9 @@ class Applier(Generic[S, E, D]):
         if found.done is not None and not command.dry_run:
             return await self._first_result(found.done, deadline)
         if command.expected_revision not in (0, state.revision) and not request_faults:
-            raise _moved(command.expected_revision, state.revision)
+            raise await self._moved(command.expected_revision, state, deadline)
+        if not request_faults:
+            command = await self._resolved(command, state, deadline)
 
         size = len(state.objects) + ENCODING_COST * len(command.submitted)
         plan = functools.partial(self._plan, state, command, note, request_faults)
@@ -272,7 +182,7 @@ class Applier(Generic[S, E, D]):
             if stored is not None and stored.size_bytes > MAX_OBJECT_BYTES
         ]
         if faults:
-            raise InvalidRequest.of(faults)
+            raise InvalidRequest.of([_by_name(fault, command) for fault in faults] if command.restores else faults)
         after: dict[ObjectKey, Object] = {}
         upserts: dict[ObjectKey, E] = {}
         for entry, stored in zip(command.submitted, encoded, strict=True):
@@ -286,14 +196,48 @@ class Applier(Generic[S, E, D]):
         draft = self._store.draft(state, upserts, changes, note)
         return tuple(with_fields(change, state.objects, after) for change in changes), draft
 
+    async def _resolved(self, command: Command, state: S, deadline: Deadline) -> Command:
+        """What the command comes down to at `state`: objects and deletions."""
+        if command.restores:
+            target = await self._store.at(command.restores, timeout_s=_step_s(deadline))
+            differs = (key for key in target.objects if target.digest_of(key) != state.digest_of(key))
+            submitted = tuple(Submitted(key, target.objects[key]) for key in differs)
+            gone = tuple(key for key in state.objects if key not in target.objects)
+            return replace(command, submitted=submitted, deletes=gone)
+        if command.exact:
+            named = {entry.key for entry in command.submitted}
+            return replace(command, deletes=tuple(key for key in state.objects if key not in named))
+        return command
+
     async def _first_result(self, done: Done, deadline: Deadline) -> Applied:
         """What the request answered when it was carried out; trees never change, so it is found again."""
         if not done.changed:
             return Applied(done.revision, ())
-        after = await self._store.at(done.revision, timeout_s=_step_s(deadline))
-        before = await self._store.at(done.revision - 1, timeout_s=_step_s(deadline))
-        changes = diff(_digests(before), _digests(after))
-        return Applied(done.revision, tuple(with_fields(change, before.objects, after.objects) for change in changes))
+        try:
+            after = await self._store.at(done.revision, timeout_s=_step_s(deadline))
+            before = await self._store.at(done.revision - 1, timeout_s=_step_s(deadline))
+        except RevisionNotFound:
+            return Applied(done.revision, ())  # it was long ago: what it changed was collected
+        return Applied(done.revision, changes_between(before, after))
+
+    async def _moved(self, expected: int, head: S, deadline: Deadline) -> RevisionMoved:
+        """The refusal, with what has changed since."""
+        metadata = {"head": str(head.revision), "expected": str(expected)}
+        what = ""
+        try:
+            before = await self._store.at(expected, timeout_s=_step_s(deadline))
+        except RevisionNotFound:
+            pass  # never there, or not kept any more
+        else:
+            changes = [f"{change.action.value.lower()} {change.key}" for change in changes_between(before, head)]
+            more = len(changes) - NAMED_CHANGES
+            metadata["moved"] = ", ".join(changes[:NAMED_CHANGES]) + (f" and {more} more" if more > 0 else "")
+            what = f" ({metadata['moved']})" if changes else " (and the state is the same)"
+        return RevisionMoved(
+            f"the head is revision {head.revision}, not {expected}: look at what has changed{what} "
+            f"and apply on top of {head.revision}",
+            metadata=metadata,
+        )
 
 
 class _Turn:
@@ -318,15 +262,25 @@ def _step_s(deadline: Deadline) -> float:
     return min(STORE_TIMEOUT_S, deadline.for_hop(reserve_s=RESERVE_S))
 
 
-def _digests(state: State) -> dict[ObjectKey, str]:
-    return {key: digest for key in state.objects if (digest := state.digest_of(key)) is not None}
+def changes_between(before: State, after: State) -> tuple[Change, ...]:
+    """What leads from one state to another, with fields."""
+    keys = after.differing(before)
+    changes = diff(_digests(before, keys), _digests(after, keys))
+    return tuple(with_fields(change, before.objects, after.objects) for change in changes)
 
 
-def _moved(expected: int, head: int) -> RevisionMoved:
-    return RevisionMoved(
-        f"the head is revision {head}, not {expected}: look at what has changed and apply on top of {head}",
-        metadata={"head": str(head), "expected": str(expected)},
-    )
+def _digests(state: State, keys: Iterable[ObjectKey]) -> dict[ObjectKey, str]:
+    return {key: digest for key in keys if (digest := state.digest_of(key)) is not None}
+
+
+def _by_name(fault: Fault, command: Command) -> Fault:
+    """A fault of an object that the caller did not submit, with the object's name instead of its place."""
+    found = _PLACE.match(fault.path)
+    if found is None:
+        return fault
+    index = int(found["index"])
+    key = command.submitted[index].key if found["list"] == "objects" else command.deletes[index]
+    return Fault(f"{key}{fault.path[found.end() :]}", fault.message)
 
 
 def _unsure(command: Command, request_id: str) -> StoreUnavailable:
@@ -345,6 +299,8 @@ def _unsure(command: Command, request_id: str) -> StoreUnavailable:
 def _request_faults(command: Command) -> list[Fault]:
     """What is wrong with the request apart from its objects."""
     faults = []
+    if command.restores < 0:
+        faults.append(Fault("revision", f"{command.restores} must be positive"))
     if command.expected_revision < 0:
         faults.append(Fault("expected_revision", f"{command.expected_revision} must not be negative"))
     for path, text, most in (

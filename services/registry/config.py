@@ -14,6 +14,10 @@ class Config:
     """HOST:PORT to serve on."""
     metrics_port: int = 8601
     """Port that metrics are read from over HTTP; 0 serves none."""
+    keep_revisions: int = 1000
+    """Revisions that are kept, the newest included; older ones are collected."""
+    collect_every_s: float = 600.0
+    """Seconds between two collections of garbage."""
     otlp_endpoint: str | None = None
     """HOST:PORT of an OTLP collector. Empty sends no traces."""
     trace_ratio: float = 0.01
@@ -33,6 +37,10 @@ class Config:
         found = []
         if not self.etcd:
             found.append("etcd: at least one member is needed")
+        if self.keep_revisions < 1:
+            found.append(f"keep_revisions: {self.keep_revisions} must be at least 1")
+        if not self.collect_every_s > 0.0:
+            found.append(f"collect_every_s: {self.collect_every_s} must be positive")
         if not 0.0 <= self.trace_ratio <= 1.0:
             found.append(f"trace_ratio: {self.trace_ratio} must be in [0, 1]")
         if not 0 <= self.metrics_port <= 65535:

@@ -18,10 +18,20 @@ from services.domain.errors import Internal, InvalidRequest
 from services.domain.objects import Object, ObjectKey, semver_order
 from services.policy.tree_diff import Change
 from services.registry import wire
-from services.registry.apply import Note
+from services.registry.ports import Note
 
 PREFIX = "/modelyard/v1/"
 HEAD = f"{PREFIX}head"
+OLDEST = f"{PREFIX}oldest"
+"""Number of the oldest revision that is kept, in decimal; not there while all are."""
+
+SWEEP = f"{PREFIX}sweep"
+"""Written at the start of each collection of garbage; an apply that looked at the store before cannot end."""
+
+OBJECTS = f"{PREFIX}objects/"
+TREES = f"{PREFIX}trees/"
+REVISIONS = f"{PREFIX}revisions/"
+REQUESTS = f"{PREFIX}requests/"
 HOSTS = f"{PREFIX}live/hosts/"
 PLAN = f"{PREFIX}live/plan"
 PLANNER_ELECTION = f"{PREFIX}elections/resource-manager/"
@@ -32,22 +42,22 @@ LISTED_CHANGES = 100
 
 def object_key(digest: str) -> str:
     """Where a stored object is."""
-    return f"{PREFIX}objects/{digest}"
+    return f"{OBJECTS}{digest}"
 
 
 def tree_key(digest: str) -> str:
     """Where a stored tree or shard is."""
-    return f"{PREFIX}trees/{digest}"
+    return f"{TREES}{digest}"
 
 
 def revision_key(number: int) -> str:
     """Where a revision's record is; padded, so that keys sort as numbers do."""
-    return f"{PREFIX}revisions/{number:016d}"
+    return f"{REVISIONS}{number:016d}"
 
 
 def request_key(request_id: str) -> str:
     """Where it says how a request ended."""
-    return f"{PREFIX}requests/{request_id}"
+    return f"{REQUESTS}{request_id}"
 
 
 def host_key(host_id: str) -> str:
@@ -157,11 +167,18 @@ class State:
     objects: Mapping[ObjectKey, Object] = field(default_factory=dict, repr=False)
     mark: int = 0
     """Store revision at which the head key came to name this; 0 if it was not read as head, or there is none."""
+    sweep: int = 0
+    """Store revision of the last collection's start, when this was read for an apply."""
 
     def digest_of(self, key: ObjectKey) -> str | None:
         """Digest of an object's stored form; None if there is no such object."""
         entry = self.entries.get(key)
         return None if entry is None else entry.digest
+
+    def differing(self, other: "State") -> list[ObjectKey]:
+        """Keys of the objects that `other` has not, or not alike, and of those that it alone has."""
+        upserts, deletes = changed_keys(other, self)
+        return [*upserts, *deletes]
 
     @cached_property
     def ordered(self) -> tuple[ObjectKey, ...]:
@@ -267,6 +284,7 @@ def draft(base: State, upserts: Mapping[ObjectKey, Entry], changes: Sequence[Cha
         request_id=note.request_id,
         changes=[wire.change_to(change) for change in changes[:LISTED_CHANGES]],
         change_count=len(changes),
+        restores=note.restores,
     )
     raw = raw_of(record)
     state = base.followed_by(

@@ -7,66 +7,31 @@ values look like is in `layout`; what may be applied, in `apply`. Several replic
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 from modelyard.etcd.v3 import rpc_pb2 as etcd
 from modelyard.registry.v1 import registry_pb2
-from services.chassis.etcd import Compacted, RangeResult, WatchBatch, compare_create, compare_mod, get_op, put_op
+from services.chassis.etcd import Compacted, compare_create, compare_mod, get_op, put_op
 from services.chassis.telemetry import logger
 from services.domain.clock import Clock
 from services.domain.errors import Internal, RevisionNotFound, StoreUnavailable
 from services.domain.objects import Object, ObjectKey
 from services.policy.tree_diff import Change
 from services.registry import layout
-from services.registry.apply import Done, Found, Note, Outcome
+from services.registry.chain import oldest_kept
 from services.registry.layout import Draft, Entry, Shard, State, changed_keys
+from services.registry.ports import Done, Found, Note, Outcome
+from services.registry.values import TXN_OPS, Etcd, Values, each, first
 
-TXN_OPS = 100
-"""Most operations of a transaction; etcd takes 128."""
-
-TXN_BYTES = 1 << 20
-"""Most bytes of a transaction with more than one write; etcd takes 1.5 MiB in a request."""
-
-PARALLEL = 4
-"""Transactions under way at once for many values."""
 KEPT_STATES = 8
 """States of older revisions kept in memory; they share their objects."""
-
-RETRY_S = 0.05
-"""Wait before a read is tried again."""
 
 OUTAGE_S = 1.0
 """How long a read of the head waits for etcd before it takes what is known, and how long the next ones do not."""
 
 RELIST_S = 0.5
 """Wait before the head is listed again after etcd did not answer."""
-
-
-class Etcd(Protocol):
-    """What is called of etcd's client."""
-
-    async def range_prefix(
-        self, prefix: str, *, revision: int = 0, keys_only: bool = False, timeout_s: float = ...
-    ) -> RangeResult:
-        """Read every key that begins with `prefix`."""
-        ...
-
-    async def txn(
-        self,
-        compares: Sequence[etcd.Compare],
-        success: Sequence[etcd.RequestOp],
-        failure: Sequence[etcd.RequestOp] = (),
-        *,
-        timeout_s: float = ...,
-    ) -> etcd.TxnResponse:
-        """Do one transaction."""
-        ...
-
-    def watch(self, prefix: str, *, start_revision: int) -> AsyncGenerator[WatchBatch, None]:
-        """Follow every key that begins with `prefix`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +46,11 @@ class _Look:
 
     @property
     def mark(self) -> int:
-        head = self.kvs[0]
-        return 0 if head is None else head.mod_revision
+        return _mod(self.kvs[0])
 
 
 class ObjectStore:
-    """Desired state in etcd; `apply.Store` for one replica.
+    """Desired state in etcd; `ports.Store` for one replica.
 
     A `timeout_s` is how long etcd may leave one step unanswered. A large state takes many steps; how long
     they take together is bounded by the caller's own deadline, which cancels them.
@@ -100,6 +64,7 @@ class ObjectStore:
             clock: Time.
         """
         self._client = client
+        self._values = Values(client=client, clock=clock)
         self._clock = clock
         self._head = State()
         self._known = False
@@ -134,20 +99,21 @@ class ObjectStore:
         return self._head
 
     async def find(self, request_id: str, *, timeout_s: float) -> Found[State]:
-        """Read the head, and how the request ended if it was carried out; see `apply.Store`."""
+        """Read the head, and how the request ended if it was carried out; see `ports.Store`."""
         while True:
-            look = await self._look([layout.HEAD, layout.request_key(request_id)], timeout_s)
+            look = await self._look([layout.HEAD, layout.request_key(request_id), layout.SWEEP], timeout_s)
             state = await self._load(look, timeout_s)
             if state.mark == look.mark:
                 break
             # The head moved on meanwhile, perhaps by this very request through another replica: look again.
-        noted = look.kvs[1]
+        _, noted, sweep = look.kvs
+        state = replace(state, sweep=_mod(sweep))
         if noted is None:
             return Found(state, None)
         at = registry_pb2.Head.FromString(noted.value)
         if at.revision == 0:
             return Found(state, Done(0, False))
-        record, _ = await self._record(at.revision, timeout_s)
+        record, _ = await self.record(at.revision, timeout_s)
         return Found(state, Done(at.revision, record.request_id == request_id))
 
     async def at(self, revision: int, *, timeout_s: float) -> State:
@@ -167,7 +133,7 @@ class ObjectStore:
     async def revisions(self, newest: int, count: int, *, timeout_s: float) -> list[registry_pb2.Revision]:
         """Records of at most `count` revisions, from `newest` down."""
         numbers = range(newest, max(0, newest - count), -1)
-        kvs = await self._read([layout.revision_key(number) for number in numbers], timeout_s)
+        kvs = await self._values.read([layout.revision_key(number) for number in numbers], timeout_s)
         return [registry_pb2.Revision.FromString(kv.value) for kv in kvs if kv is not None]
 
     def encode(self, item: Object) -> Entry:
@@ -180,10 +146,10 @@ class ObjectStore:
 
     async def write(self, draft: Draft, *, timeout_s: float) -> None:
         """Write the objects and trees of a draft, which nothing names yet; writing them again does no harm."""
-        await _each(self._repeat(batch, timeout_s) for batch in _batches(draft.blobs))
+        await self._values.write(draft.blobs, timeout_s)
 
     async def advance(self, draft: Draft, *, timeout_s: float) -> Outcome:
-        """Move the head to a draft, if it is where the draft was made from; see `apply.Store`.
+        """Move the head to a draft, if it is where the draft was made from; see `ports.Store`.
 
         Raises:
             StoreUnavailable: Surely not done.
@@ -193,7 +159,11 @@ class ObjectStore:
         changed = state is not base
         request = layout.request_key(draft.request_id)
         head = registry_pb2.Head(revision=state.revision, digest=state.digest)
-        compares = [compare_mod(layout.HEAD, base.mark), compare_create(request, 0)]
+        compares = [
+            compare_mod(layout.HEAD, base.mark),
+            compare_create(request, 0),
+            compare_mod(layout.SWEEP, base.sweep),
+        ]
         writes = [put_op(request, layout.raw_of(head))]
         if changed:
             record_key = layout.revision_key(state.revision)
@@ -201,7 +171,7 @@ class ObjectStore:
             writes += [put_op(layout.HEAD, layout.raw_of(head)), put_op(record_key, draft.record)]
         try:
             reply = await self._client.txn(
-                compares, writes, [get_op(layout.HEAD), get_op(request)], timeout_s=timeout_s
+                compares, writes, [get_op(layout.HEAD), get_op(request), get_op(layout.SWEEP)], timeout_s=timeout_s
             )
         except StoreUnavailable as error:
             if error.metadata.get("outcome") == "none":
@@ -211,9 +181,12 @@ class ObjectStore:
             if changed and reply.header.revision > self._head.mark:
                 self._take(replace(state, mark=reply.header.revision))
             return Outcome.MOVED
-        head_now, noted = (_first(response) for response in reply.responses)
-        if noted is None and (0 if head_now is None else head_now.mod_revision) == base.mark:
-            raise Internal(f"revision {state.revision} is stored already although the head is {base.revision}")
+        head_now, noted, sweep = (first(response) for response in reply.responses)
+        if noted is None and (_mod(head_now), _mod(sweep)) == (base.mark, base.sweep):
+            raise Internal(
+                f"revision {state.revision} is stored already although the head is {base.revision}: "
+                "if the import of a history was cut off, import it again"
+            )
         return Outcome.CONFLICT
 
     async def moves(self) -> AsyncGenerator[None, None]:
@@ -235,9 +208,9 @@ class ObjectStore:
     async def _look(self, keys: Sequence[str], timeout_s: float) -> "_Look":
         """Read the head key and others, at one moment."""
         held = self._head.mark
-        reply = await self._repeat([get_op(key) for key in keys], timeout_s)
+        reply = await self._values.look(keys, timeout_s)
         self._away_until_s = 0.0
-        kvs = [_first(response) for response in reply.responses]
+        kvs = [first(response) for response in reply.responses]
         return _Look(kvs, reply.header.revision, went_back=reply.header.revision < held)
 
     async def _load(self, look: "_Look", timeout_s: float) -> State:
@@ -278,7 +251,15 @@ class ObjectStore:
         """Read a revision, taking from the nearest known state what it shares with it."""
         if revision == 0:
             return State()
-        record, raw = await self._record(revision, timeout_s)
+        try:
+            return await self._read(revision, timeout_s)
+        except Internal:
+            if revision < await oldest_kept(self._values, timeout_s):
+                raise await self._not_found(revision, timeout_s) from None  # collected meanwhile
+            raise
+
+    async def _read(self, revision: int, timeout_s: float) -> State:
+        record, raw = await self.record(revision, timeout_s)
         known = (self._head, *self._older.values())
         base = min(known, key=lambda state: abs(state.revision - revision))
         shards = await self._shards(record.tree_digest, base, timeout_s)
@@ -295,18 +276,29 @@ class ObjectStore:
         self._keep(state)
         return state
 
-    async def _record(self, revision: int, timeout_s: float) -> tuple[registry_pb2.Revision, bytes]:
-        (kv,) = await self._read([layout.revision_key(revision)], timeout_s)
+    async def record(self, revision: int, timeout_s: float) -> tuple[registry_pb2.Revision, bytes]:
+        """A revision's record, and its stored form.
+
+        Raises:
+            RevisionNotFound: There is none, or not any more.
+            StoreUnavailable: etcd does not answer.
+        """
+        (kv,) = await self._values.read([layout.revision_key(revision)], timeout_s)
         if kv is None:
-            newest = self._head.revision
-            raise RevisionNotFound(
-                f"there is no revision {revision}; the head is {newest}",
-                metadata={"revision": str(revision), "head": str(newest)},
-            )
+            raise await self._not_found(revision, timeout_s)
         return registry_pb2.Revision.FromString(kv.value), kv.value
 
+    async def _not_found(self, revision: int, timeout_s: float) -> RevisionNotFound:
+        """Why there is no such revision."""
+        newest, oldest = self._head.revision, await oldest_kept(self._values, timeout_s)
+        what = f"the oldest kept is {oldest}" if revision < oldest else f"the head is {newest}"
+        return RevisionNotFound(
+            f"there is no revision {revision}; {what}",
+            metadata={"revision": str(revision), "head": str(newest), "oldest": str(oldest)},
+        )
+
     async def _shards(self, tree_digest: str, base: State, timeout_s: float) -> dict[int, Shard]:
-        root = (await self._blobs([(layout.tree_key(tree_digest), tree_digest)], timeout_s))[0]
+        root = (await self._values.blobs([(layout.tree_key(tree_digest), tree_digest)], timeout_s))[0]
         shards: dict[int, Shard] = {}
         wanted: list[tuple[int, str]] = []
         for ref in registry_pb2.Tree.FromString(root).shards:
@@ -315,7 +307,7 @@ class ObjectStore:
                 shards[ref.number] = held
             else:
                 wanted.append((ref.number, ref.digest))
-        raws = await self._blobs([(layout.tree_key(digest), digest) for _, digest in wanted], timeout_s)
+        raws = await self._values.blobs([(layout.tree_key(digest), digest) for _, digest in wanted], timeout_s)
         for (number, digest), raw in zip(wanted, raws, strict=True):
             shards[number] = layout.shard_from(digest, raw)
         return shards
@@ -324,77 +316,16 @@ class ObjectStore:
         entries: dict[ObjectKey, Entry] = {}
 
         async def fetch(keys: Sequence[ObjectKey]) -> None:
-            raws = await self._blobs([(layout.object_key(digests[key]), digests[key]) for key in keys], timeout_s)
+            raws = await self._values.blobs(
+                [(layout.object_key(digests[key]), digests[key]) for key in keys], timeout_s
+            )
             for key, raw in zip(keys, raws, strict=True):
                 entries[key] = layout.entry_from(digests[key], raw)
 
         keys = list(digests)
-        await _each(fetch(keys[start : start + TXN_OPS]) for start in range(0, len(keys), TXN_OPS))
+        await each(fetch(keys[start : start + TXN_OPS]) for start in range(0, len(keys), TXN_OPS))
         return entries
 
-    async def _blobs(self, wanted: Sequence[tuple[str, str]], timeout_s: float) -> list[bytes]:
-        """Immutable values that must be there, by key and digest."""
-        raws = []
-        kvs = await self._read([key for key, _ in wanted], timeout_s)
-        for kv, (key, digest) in zip(kvs, wanted, strict=True):
-            if kv is None:
-                raise Internal(f"the store has lost {key}")
-            layout.check_digest(kv.value, digest)
-            raws.append(kv.value)
-        return raws
 
-    async def _read(self, keys: Sequence[str], timeout_s: float) -> list[etcd.KeyValue | None]:
-        """Read keys, at one moment if they are at most `TXN_OPS`; tries again until the deadline."""
-        found: list[etcd.KeyValue | None] = []
-        for start in range(0, len(keys), TXN_OPS):
-            ops = [get_op(key) for key in keys[start : start + TXN_OPS]]
-            reply = await self._repeat(ops, timeout_s)
-            found += [_first(response) for response in reply.responses]
-        return found
-
-    async def _repeat(self, ops: Sequence[etcd.RequestOp], timeout_s: float) -> etcd.TxnResponse:
-        """Do what does no harm when done twice; one step of possibly many."""
-        deadline_s = self._clock.now_s() + timeout_s
-        while True:
-            left_s = max(0.001, deadline_s - self._clock.now_s())
-            try:
-                return await self._client.txn([], ops, timeout_s=left_s)
-            except StoreUnavailable:
-                if deadline_s - self._clock.now_s() <= RETRY_S:
-                    raise
-                await self._clock.sleep(RETRY_S)
-
-
-def _first(response: etcd.ResponseOp) -> etcd.KeyValue | None:
-    kvs = response.response_range.kvs
-    return kvs[0] if kvs else None
-
-
-def _batches(blobs: Mapping[str, bytes]) -> Iterator[list[etcd.RequestOp]]:
-    """Writes, cut into transactions that etcd takes."""
-    batch: list[etcd.RequestOp] = []
-    size_bytes = 0
-    for key, raw in blobs.items():
-        cost = len(key) + len(raw)
-        if batch and (len(batch) == TXN_OPS or size_bytes + cost > TXN_BYTES):
-            yield batch
-            batch, size_bytes = [], 0
-        batch.append(put_op(key, raw))
-        size_bytes += cost
-    if batch:
-        yield batch
-
-
-async def _each(steps: Iterator[Coroutine[Any, Any, object]]) -> None:
-    """Run steps, `PARALLEL` at a time; the first that fails ends the others."""
-
-    async def work() -> None:
-        for step in steps:
-            await step
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(PARALLEL):
-                group.create_task(work())
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+def _mod(kv: etcd.KeyValue | None) -> int:
+    return 0 if kv is None else kv.mod_revision

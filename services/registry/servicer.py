@@ -14,9 +14,10 @@ from services.chassis.instruments import REGISTRY_APPLY_SECONDS
 from services.chassis.telemetry import logger
 from services.domain.clock import Clock
 from services.domain.deadline import Deadline
-from services.domain.errors import InvalidRequest
-from services.registry import lookup, wire
-from services.registry.apply import Applier
+from services.domain.errors import Fault, InvalidRequest, RevisionNotFound
+from services.registry import bundle, lookup, wire
+from services.registry.apply import Applied, Applier, Command, changes_between
+from services.registry.history import History
 from services.registry.layout import Draft, Entry, State, raw_of
 from services.registry.leases import TTL_S, HostLeases, Listing
 from services.registry.object_store import ObjectStore
@@ -48,6 +49,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         store: ObjectStore,
         hub: WatchHub,
         leases: HostLeases,
+        history: History,
         clock: Clock,
     ) -> None:
         """Store the arguments.
@@ -57,22 +59,20 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             store: Reads it.
             hub: Tells who watches.
             leases: Lists hosts.
+            history: Exports, imports and verifies all of it.
             clock: Time.
         """
         self._applier = applier
         self._store = store
         self._hub = hub
         self._leases = leases
+        self._history = history
         self._clock = clock
 
     async def Apply(self, request: pb.ApplyRequest, context: Context) -> pb.ApplyResponse:
         """Create, update and delete, all or nothing."""
-        start_s = self._clock.now_s()
         command = await _apart(len(request.objects), lambda: wire.command_from(request))
-        applied = await self._applier.apply(command, self._deadline(context))
-        how = "dry run" if request.dry_run else "changed" if applied.changes else "unchanged"
-        REGISTRY_APPLY_SECONDS.labels(how).observe(self._clock.now_s() - start_s)
-        logger().info("applied", how=how, revision=applied.revision, changes=len(applied.changes))
+        applied = await self._apply(command, context)
         return await _apart(len(applied.changes), lambda: wire.applied_to(applied))
 
     async def Get(self, request: pb.GetRequest, context: Context) -> pb.GetResponse:
@@ -105,7 +105,80 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             newest = (await self._store.head(timeout_s=deadline.for_hop(reserve_s=RESERVE_S))).revision
         found = await self._store.revisions(newest, size, timeout_s=deadline.for_hop(reserve_s=RESERVE_S))
         older = newest - size
-        return pb.ListRevisionsResponse(revisions=found, next_page_token=wire.token_to(older) if older > 0 else "")
+        more = older > 0 and len(found) == size  # else the rest was collected
+        return pb.ListRevisionsResponse(revisions=found, next_page_token=wire.token_to(older) if more else "")
+
+    async def GetRevision(self, request: pb.GetRevisionRequest, context: Context) -> pb.GetRevisionResponse:
+        """Read one revision, and what it changed."""
+        after = await self._state(request.revision, context)
+        if after.revision == 0:
+            raise RevisionNotFound("nothing was ever applied: there is no revision yet", metadata={"head": "0"})
+        timeout_s = self._deadline(context).for_hop(reserve_s=RESERVE_S)
+        record, _ = await self._store.record(after.revision, timeout_s)
+        answer = pb.GetRevisionResponse(revision=record, digest=after.digest)
+        try:
+            before = await self._store.at(after.revision - 1, timeout_s=timeout_s)
+        except RevisionNotFound:
+            answer.oldest = True
+            return answer
+        answer.changes.extend(await _changes(before, after))
+        return answer
+
+    async def Diff(self, request: pb.DiffRequest, context: Context) -> pb.DiffResponse:
+        """Compare two revisions."""
+        if faults := lookup.count_faults(request.from_revision, "from_revision"):
+            raise InvalidRequest.of(faults)
+        after = await self._state(request.to_revision, context, "to_revision")
+        timeout_s = self._deadline(context).for_hop(reserve_s=RESERVE_S)
+        before = await self._store.at(request.from_revision, timeout_s=timeout_s)
+        return pb.DiffResponse(
+            from_revision=before.revision, to_revision=after.revision, changes=await _changes(before, after)
+        )
+
+    async def Rollback(self, request: pb.RollbackRequest, context: Context) -> pb.RollbackResponse:
+        """Take an older revision's state over."""
+        applied = await self._apply(wire.rollback_from(request), context)
+        return pb.RollbackResponse(revision=applied.revision, changes=wire.changes_to(applied.changes))
+
+    async def Export(self, request: pb.ExportRequest, context: Context) -> AsyncIterator[pb.ExportResponse]:
+        """Give the state, or all of the history, as a file."""
+        if request.history:
+            if request.revision:
+                raise InvalidRequest.of([Fault("revision", "must be 0 with history, which is of every revision")])
+            async with aclosing(self._history.export()) as pieces:
+                waiting: list[bytes] = []
+                async for piece in pieces:
+                    waiting.append(piece)
+                    if sum(map(len, waiting)) >= bundle.PART_BYTES:
+                        yield pb.ExportResponse(data=b"".join(waiting))
+                        waiting = []
+                yield pb.ExportResponse(data=b"".join(waiting))
+            return
+        state = await self._state(request.revision, context)
+        await _apart(len(state.entries), lambda: state.ordered)
+        for part in bundle.parts(bundle.of_state(state)):
+            yield pb.ExportResponse(data=part)
+
+    async def Import(self, request_iterator: AsyncIterator[pb.ImportRequest], context: Context) -> pb.ImportResponse:
+        """Take a file over."""
+        options = await anext(request_iterator, pb.ImportRequest())
+        if options.WhichOneof("part") != "options":
+            raise InvalidRequest.of([Fault("options", "must be the first message")])
+        start_s = self._clock.now_s()
+        done = await self._history.take(options.options, _data(request_iterator), self._deadline(context))
+        self._note(done.applied, options.options.dry_run, start_s)
+        return pb.ImportResponse(
+            revision=done.applied.revision,
+            changes=await _apart(len(done.applied.changes), lambda: wire.changes_to(done.applied.changes)),
+            revisions=done.revisions,
+        )
+
+    async def Verify(self, request: pb.VerifyRequest, context: Context) -> AsyncIterator[pb.VerifyResponse]:
+        """Recompute the chain of digests."""
+        del request, context
+        async with aclosing(self._history.verify()) as answers:
+            async for answer in answers:
+                yield answer
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:
         """Tell the state, then what changes."""
@@ -157,17 +230,42 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         )
         return pb.PublishPlanResponse()
 
+    async def _apply(self, command: Command, context: Context) -> Applied:
+        start_s = self._clock.now_s()
+        applied = await self._applier.apply(command, self._deadline(context))
+        self._note(applied, command.dry_run, start_s)
+        return applied
+
+    def _note(self, applied: Applied, dry_run: bool, start_s: float) -> None:
+        how = "dry run" if dry_run else "changed" if applied.changes else "unchanged"
+        REGISTRY_APPLY_SECONDS.labels(how).observe(self._clock.now_s() - start_s)
+        logger().info("applied", how=how, revision=applied.revision, changes=len(applied.changes))
+
     def _deadline(self, context: Context) -> Deadline:
         return Deadline.from_remaining(context.time_remaining(), self._clock)
 
-    async def _state(self, revision: int, context: Context) -> State:
+    async def _state(self, revision: int, context: Context, path: str = "revision") -> State:
         """The state to read from: at a revision, or at the head for 0."""
-        if faults := lookup.count_faults(revision, "revision"):
+        if faults := lookup.count_faults(revision, path):
             raise InvalidRequest.of(faults)
         timeout_s = self._deadline(context).for_hop(reserve_s=RESERVE_S)
         if revision == 0:
             return await self._store.head_or_last(timeout_s=timeout_s)
         return await self._store.at(revision, timeout_s=timeout_s)
+
+
+async def _changes(before: State, after: State) -> list[pb.Change]:
+    """What leads from one state to another."""
+    count = len(after.differing(before))
+    return await _apart(count, lambda: wire.changes_to(changes_between(before, after)))
+
+
+async def _data(requests: AsyncIterator[pb.ImportRequest]) -> AsyncIterator[bytes]:
+    """The file that an import brings."""
+    async for request in requests:
+        if request.WhichOneof("part") != "data":
+            raise InvalidRequest.of([Fault("data", "must follow the options, which come once")])
+        yield request.data
 
 
 async def _apart(count: int, convert: Callable[[], T]) -> T:

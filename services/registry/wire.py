@@ -6,7 +6,7 @@ What is wrong with an object itself is found by `policy.change_check`.
 import base64
 import binascii
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -35,7 +35,7 @@ _LONGEST_DURATION_S = 315_576_000_000
 def command_from(request: registry_pb2.ApplyRequest) -> Command:
     """What is to be applied; an object that cannot be read carries its faults along."""
     return Command(
-        submitted=tuple(_submitted(message) for message in request.objects),
+        submitted=tuple(submitted(message) for message in request.objects),
         deletes=tuple(object_key_from(key) for key in request.deletes),
         expected_revision=request.expected_revision,
         reason=request.reason,
@@ -45,7 +45,42 @@ def command_from(request: registry_pb2.ApplyRequest) -> Command:
     )
 
 
-def _submitted(message: objects_pb2.Object) -> Submitted:
+def rollback_from(request: registry_pb2.RollbackRequest) -> Command:
+    """What is to be taken over.
+
+    Raises:
+        InvalidRequest: No revision is named.
+    """
+    if request.revision <= 0:
+        raise InvalidRequest.of([Fault("revision", f"{request.revision} must be the number of a revision")])
+    return Command(
+        submitted=(),
+        deletes=(),
+        expected_revision=request.expected_revision,
+        reason=request.reason or f"rollback to revision {request.revision}",
+        author=request.author,
+        request_id=request.request_id,
+        dry_run=request.dry_run,
+        restores=request.revision,
+    )
+
+
+def import_from(options: registry_pb2.ImportOptions, objects: Sequence[objects_pb2.Object]) -> Command:
+    """A state to be taken over: what is not in it goes."""
+    return Command(
+        submitted=tuple(submitted(message) for message in objects),
+        deletes=(),
+        expected_revision=options.expected_revision,
+        reason=options.reason or "import",
+        author=options.author,
+        request_id=options.request_id,
+        dry_run=options.dry_run,
+        exact=True,
+    )
+
+
+def submitted(message: objects_pb2.Object) -> Submitted:
+    """An object of a request; one that cannot be read carries its faults along."""
     faults = tuple(_wire_faults(message))
     try:
         item = object_from(message)
@@ -85,9 +120,12 @@ def _duration_faults(duration: Duration, path: str) -> Iterator[Fault]:
 
 def applied_to(applied: Applied) -> registry_pb2.ApplyResponse:
     """What was applied."""
-    return registry_pb2.ApplyResponse(
-        revision=applied.revision, changes=[change_to(change) for change in applied.changes]
-    )
+    return registry_pb2.ApplyResponse(revision=applied.revision, changes=changes_to(applied.changes))
+
+
+def changes_to(changes: Iterable[Change]) -> list[registry_pb2.Change]:
+    """Changes, in their order."""
+    return [change_to(change) for change in changes]
 
 
 def change_to(change: Change) -> registry_pb2.Change:

@@ -83,6 +83,10 @@ class FakeEtcd:
                 self._check_lease(op.request_put.lease)
                 events.append(self._put(op.request_put.key.decode(), op.request_put.value, op.request_put.lease))
                 response.response_put.SetInParent()
+            elif op.HasField("request_delete_range"):
+                key = op.request_delete_range.key.decode()
+                response.response_delete_range.deleted = int(key in self.keys)
+                events += [self._delete(key)] if key in self.keys else []
             else:
                 response.response_range.SetInParent()
                 if (kv := self.keys.get(op.request_range.key.decode())) is not None:

@@ -23,9 +23,15 @@ from tests.fakes.objects import a_host
 class Replica:
     """The registry's own wiring, on a port of its own."""
 
-    def __init__(self, etcd: str, port: int) -> None:
+    def __init__(self, etcd: str, port: int, *, keep_revisions: int = 1000, collect_every_s: float = 600.0) -> None:
         self.address = f"127.0.0.1:{port}"
-        self._config = Config(etcd=(etcd,), address=self.address, metrics_port=0)
+        self._config = Config(
+            etcd=(etcd,),
+            address=self.address,
+            metrics_port=0,
+            keep_revisions=keep_revisions,
+            collect_every_s=collect_every_s,
+        )
         self._process = Process()
         self.channel = open_channel(self.address)
         self.stub: registry_pb2_grpc.RegistryServiceAsyncStub = registry_pb2_grpc.RegistryServiceStub(self.channel)

@@ -11,7 +11,13 @@ from modelyard.etcd.v3 import rpc_pb2 as etcd
 from modelyard.registry.v1 import registry_pb2
 from services.domain.clock import ManualClock
 from services.domain.deadline import Deadline
-from services.domain.errors import BudgetExhausted, InvalidRequest, RevisionMoved, StoreUnavailable
+from services.domain.errors import (
+    BudgetExhausted,
+    InvalidRequest,
+    RevisionMoved,
+    RevisionNotFound,
+    StoreUnavailable,
+)
 from services.domain.objects import Metadata, Object, ObjectKey
 from services.policy.change_check import Submitted
 from services.policy.tree_diff import FieldChange
@@ -49,6 +55,8 @@ class Replica:
         dry_run: bool = False,
         reason: str = "",
         timeout_s: float = 10.0,
+        exact: bool = False,
+        restores: int = 0,
     ) -> Applied:
         command = Command(
             submitted=tuple(Submitted(item.key, item) for item in objects),
@@ -58,6 +66,8 @@ class Replica:
             author="ann",
             request_id=request_id,
             dry_run=dry_run,
+            exact=exact,
+            restores=restores,
         )
         return await self.applier.apply(command, Deadline.after(timeout_s, self.clock))
 
@@ -160,7 +170,7 @@ async def test_a_stale_expectation_is_refused_with_the_head(replica: Replica) ->
     with pytest.raises(RevisionMoved, match="the head is revision 2, not 1") as refused:
         await replica.apply([a_model("b")], expected=1)
 
-    assert refused.value.metadata == {"head": "2", "expected": "1"}
+    assert refused.value.metadata == {"head": "2", "expected": "1", "moved": "create Model/a"}
 
 
 async def test_the_same_request_id_answers_with_the_first_result(replica: Replica) -> None:
@@ -390,3 +400,73 @@ async def test_labels_change_a_version_without_a_new_one(replica: Replica) -> No
     applied = await replica.apply([replace(DIGITS[2], metadata=Metadata("digits", {"stage": "canary"}))])
 
     assert applied.changes[0].fields == (FieldChange("metadata.labels[stage]", "", "canary"),)
+
+
+async def test_a_rollback_is_a_new_revision_with_the_old_tree(replica: Replica) -> None:
+    await replica.apply([*DIGITS, a_model("old")])
+    await replica.apply([replace(a_model("digits"), owner="bob"), a_model("new")], ["Model/old"])
+
+    applied = await replica.apply(restores=1, request_id="back")
+
+    assert applied.revision == 3
+    assert [f"{change.action.value} {change.key}" for change in applied.changes] == [
+        "UPDATE Model/digits",
+        "CREATE Model/old",
+        "DELETE Model/new",
+    ]
+    first, second, third = [(await replica.store.record(number, 1.0))[0] for number in (1, 2, 3)]
+    assert third.tree_digest == first.tree_digest != second.tree_digest
+    assert (third.restores, third.parent_digest) == (1, replica_digest(replica, 2))
+    assert await replica.apply(restores=1, request_id="back") == applied
+    assert (await replica.apply(restores=3)).changes == ()
+
+
+def replica_digest(replica: Replica, revision: int) -> str:
+    return layout.digest_of(replica.etcd.keys[layout.revision_key(revision)].value)
+
+
+async def test_a_rollback_that_would_change_a_version_under_its_name_is_refused_by_its_name(replica: Replica) -> None:
+    await replica.apply(DIGITS)
+    await replica.apply([], ["ModelVersion/digits/1.0.0"])
+    await replica.apply([a_version("digits", pool="cpu", mib=2)])
+
+    with pytest.raises(InvalidRequest) as refused:
+        await replica.apply(restores=1)
+
+    (fault,) = refused.value.faults
+    assert fault.path == "ModelVersion/digits/1.0.0.model_version.resources.memory_bytes"
+    assert "immutable" in fault.message
+    assert (await replica.apply()).revision == 3
+
+
+async def test_a_rollback_to_what_never_was_is_refused(replica: Replica) -> None:
+    await replica.apply(DIGITS)
+
+    with pytest.raises(RevisionNotFound, match="no revision 7; the head is 1"):
+        await replica.apply(restores=7)
+
+
+async def test_an_exact_apply_takes_away_what_it_does_not_name(replica: Replica) -> None:
+    await replica.apply([*DIGITS, a_model("old")])
+
+    applied = await replica.apply([a_model("digits"), a_model("new")], exact=True)
+
+    assert [f"{change.action.value} {change.key}" for change in applied.changes] == [
+        "CREATE Model/new",
+        "DELETE ModelVersion/digits/1.0.0",
+        "DELETE Model/old",
+        "DELETE Pool/cpu",
+    ]
+
+
+async def test_a_moved_head_is_refused_with_what_moved(replica: Replica) -> None:
+    await replica.apply(DIGITS)
+    await replica.apply([a_model(f"m-{index}") for index in range(7)], ["ModelVersion/digits/1.0.0"])
+
+    with pytest.raises(RevisionMoved) as refused:
+        await replica.apply([a_model("more")], expected=1)
+
+    moved = "create Model/m-0, create Model/m-1, create Model/m-2, create Model/m-3, create Model/m-4 and 3 more"
+    assert refused.value.metadata == {"head": "2", "expected": "1", "moved": moved}
+    assert moved in refused.value.message
+    assert refused.value.message.endswith("apply on top of 2")

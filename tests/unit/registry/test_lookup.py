@@ -8,8 +8,8 @@ from services.domain.errors import InvalidRequest, ObjectNotFound
 from services.domain.objects import Metadata, Object, ObjectKey
 from services.policy.tree_diff import Action, Change
 from services.registry import layout, lookup
-from services.registry.apply import Note
 from services.registry.layout import State
+from services.registry.ports import Note
 from tests.fakes.objects import a_model, a_pool, a_version
 
 

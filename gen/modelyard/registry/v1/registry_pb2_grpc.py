@@ -55,6 +55,36 @@ class RegistryServiceStub:
                 request_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.ListRevisionsRequest.SerializeToString,
                 response_deserializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.ListRevisionsResponse.FromString,
                 _registered_method=True)
+        self.GetRevision = channel.unary_unary(
+                '/modelyard.registry.v1.RegistryService/GetRevision',
+                request_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.GetRevisionRequest.SerializeToString,
+                response_deserializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.GetRevisionResponse.FromString,
+                _registered_method=True)
+        self.Diff = channel.unary_unary(
+                '/modelyard.registry.v1.RegistryService/Diff',
+                request_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.DiffRequest.SerializeToString,
+                response_deserializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.DiffResponse.FromString,
+                _registered_method=True)
+        self.Rollback = channel.unary_unary(
+                '/modelyard.registry.v1.RegistryService/Rollback',
+                request_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.RollbackRequest.SerializeToString,
+                response_deserializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.RollbackResponse.FromString,
+                _registered_method=True)
+        self.Export = channel.unary_stream(
+                '/modelyard.registry.v1.RegistryService/Export',
+                request_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.ExportRequest.SerializeToString,
+                response_deserializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.ExportResponse.FromString,
+                _registered_method=True)
+        self.Import = channel.stream_unary(
+                '/modelyard.registry.v1.RegistryService/Import',
+                request_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.ImportRequest.SerializeToString,
+                response_deserializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.ImportResponse.FromString,
+                _registered_method=True)
+        self.Verify = channel.unary_stream(
+                '/modelyard.registry.v1.RegistryService/Verify',
+                request_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.VerifyRequest.SerializeToString,
+                response_deserializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.VerifyResponse.FromString,
+                _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/modelyard.registry.v1.RegistryService/Watch',
                 request_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.WatchRequest.SerializeToString,
@@ -115,6 +145,67 @@ class RegistryServiceServicer:
         """Revisions, newest first.
 
         Retry: yes. Statuses: OK; INVALID_ARGUMENT; UNAVAILABLE; DEADLINE_EXCEEDED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRevision(self, request, context):
+        """One revision: who, when and why, and every change, field by field.
+
+        Retry: yes. Statuses: OK; NOT_FOUND; INVALID_ARGUMENT; UNAVAILABLE; DEADLINE_EXCEEDED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Diff(self, request, context):
+        """What leads from one revision to another, field by field; in either direction.
+
+        Retry: yes. Statuses: OK; NOT_FOUND (revision); INVALID_ARGUMENT; UNAVAILABLE; DEADLINE_EXCEEDED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rollback(self, request, context):
+        """Makes the state that of an older revision again, as a new revision with the old tree.
+
+        The state is checked as that of an Apply is: a version that was made anew under its old name since
+        cannot come back.
+        Retry: as Apply. Statuses: as Apply; NOT_FOUND (revision).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Export(self, request, context):
+        """The state at a revision, or all of the history, as one file, in parts.
+
+        The parts put together are the file: `Bundle` messages, each after its length as a varint. The same state
+        gives the same bytes, wherever it was imported to.
+        Retry: yes. Statuses: OK; NOT_FOUND (revision); INVALID_ARGUMENT; UNAVAILABLE; DEADLINE_EXCEEDED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Import(self, request_iterator, context):
+        """Makes the state that of a file, as one new revision; or, where nothing is stored yet, takes a whole history.
+
+        The first message says how, the others bring the file in parts. Every digest is checked before
+        anything changes.
+        Retry: as Apply. Statuses: as Apply; ABORTED also for a history where something is stored already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Verify(self, request, context):
+        """Recomputes every digest from the head back to the oldest revision kept, and stops at the first that is wrong.
+
+        Answers come as it goes on; the last one says how it ended.
+        Retry: yes. Statuses: OK; UNAVAILABLE; DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -185,6 +276,36 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ListRevisions,
                     request_deserializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.ListRevisionsRequest.FromString,
                     response_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.ListRevisionsResponse.SerializeToString,
+            ),
+            'GetRevision': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRevision,
+                    request_deserializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.GetRevisionRequest.FromString,
+                    response_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.GetRevisionResponse.SerializeToString,
+            ),
+            'Diff': grpc.unary_unary_rpc_method_handler(
+                    servicer.Diff,
+                    request_deserializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.DiffRequest.FromString,
+                    response_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.DiffResponse.SerializeToString,
+            ),
+            'Rollback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rollback,
+                    request_deserializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.RollbackRequest.FromString,
+                    response_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.RollbackResponse.SerializeToString,
+            ),
+            'Export': grpc.unary_stream_rpc_method_handler(
+                    servicer.Export,
+                    request_deserializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.ExportRequest.FromString,
+                    response_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.ExportResponse.SerializeToString,
+            ),
+            'Import': grpc.stream_unary_rpc_method_handler(
+                    servicer.Import,
+                    request_deserializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.ImportRequest.FromString,
+                    response_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.ImportResponse.SerializeToString,
+            ),
+            'Verify': grpc.unary_stream_rpc_method_handler(
+                    servicer.Verify,
+                    request_deserializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.VerifyRequest.FromString,
+                    response_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.VerifyResponse.SerializeToString,
             ),
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
@@ -316,6 +437,168 @@ class RegistryService:
             '/modelyard.registry.v1.RegistryService/ListRevisions',
             modelyard_dot_registry_dot_v1_dot_registry__pb2.ListRevisionsRequest.SerializeToString,
             modelyard_dot_registry_dot_v1_dot_registry__pb2.ListRevisionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRevision(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelyard.registry.v1.RegistryService/GetRevision',
+            modelyard_dot_registry_dot_v1_dot_registry__pb2.GetRevisionRequest.SerializeToString,
+            modelyard_dot_registry_dot_v1_dot_registry__pb2.GetRevisionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Diff(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelyard.registry.v1.RegistryService/Diff',
+            modelyard_dot_registry_dot_v1_dot_registry__pb2.DiffRequest.SerializeToString,
+            modelyard_dot_registry_dot_v1_dot_registry__pb2.DiffResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rollback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelyard.registry.v1.RegistryService/Rollback',
+            modelyard_dot_registry_dot_v1_dot_registry__pb2.RollbackRequest.SerializeToString,
+            modelyard_dot_registry_dot_v1_dot_registry__pb2.RollbackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Export(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/modelyard.registry.v1.RegistryService/Export',
+            modelyard_dot_registry_dot_v1_dot_registry__pb2.ExportRequest.SerializeToString,
+            modelyard_dot_registry_dot_v1_dot_registry__pb2.ExportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Import(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/modelyard.registry.v1.RegistryService/Import',
+            modelyard_dot_registry_dot_v1_dot_registry__pb2.ImportRequest.SerializeToString,
+            modelyard_dot_registry_dot_v1_dot_registry__pb2.ImportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Verify(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/modelyard.registry.v1.RegistryService/Verify',
+            modelyard_dot_registry_dot_v1_dot_registry__pb2.VerifyRequest.SerializeToString,
+            modelyard_dot_registry_dot_v1_dot_registry__pb2.VerifyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -56,6 +56,43 @@ class RegistryServiceStub:
 
     Retry: yes. Statuses: OK; INVALID_ARGUMENT; UNAVAILABLE; DEADLINE_EXCEEDED.
     """
+    GetRevision: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetRevisionRequest, _registry_pb2.GetRevisionResponse]
+    """One revision: who, when and why, and every change, field by field.
+
+    Retry: yes. Statuses: OK; NOT_FOUND; INVALID_ARGUMENT; UNAVAILABLE; DEADLINE_EXCEEDED.
+    """
+    Diff: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DiffRequest, _registry_pb2.DiffResponse]
+    """What leads from one revision to another, field by field; in either direction.
+
+    Retry: yes. Statuses: OK; NOT_FOUND (revision); INVALID_ARGUMENT; UNAVAILABLE; DEADLINE_EXCEEDED.
+    """
+    Rollback: _grpc.UnaryUnaryMultiCallable[_registry_pb2.RollbackRequest, _registry_pb2.RollbackResponse]
+    """Makes the state that of an older revision again, as a new revision with the old tree.
+
+    The state is checked as that of an Apply is: a version that was made anew under its old name since
+    cannot come back.
+    Retry: as Apply. Statuses: as Apply; NOT_FOUND (revision).
+    """
+    Export: _grpc.UnaryStreamMultiCallable[_registry_pb2.ExportRequest, _registry_pb2.ExportResponse]
+    """The state at a revision, or all of the history, as one file, in parts.
+
+    The parts put together are the file: `Bundle` messages, each after its length as a varint. The same state
+    gives the same bytes, wherever it was imported to.
+    Retry: yes. Statuses: OK; NOT_FOUND (revision); INVALID_ARGUMENT; UNAVAILABLE; DEADLINE_EXCEEDED.
+    """
+    Import: _grpc.StreamUnaryMultiCallable[_registry_pb2.ImportRequest, _registry_pb2.ImportResponse]
+    """Makes the state that of a file, as one new revision; or, where nothing is stored yet, takes a whole history.
+
+    The first message says how, the others bring the file in parts. Every digest is checked before
+    anything changes.
+    Retry: as Apply. Statuses: as Apply; ABORTED also for a history where something is stored already.
+    """
+    Verify: _grpc.UnaryStreamMultiCallable[_registry_pb2.VerifyRequest, _registry_pb2.VerifyResponse]
+    """Recomputes every digest from the head back to the oldest revision kept, and stops at the first that is wrong.
+
+    Answers come as it goes on; the last one says how it ended.
+    Retry: yes. Statuses: OK; UNAVAILABLE; DEADLINE_EXCEEDED.
+    """
     Watch: _grpc.UnaryStreamMultiCallable[_registry_pb2.WatchRequest, _registry_pb2.WatchResponse]
     """The state at a revision, then every change: objects, and hosts where asked.
 
@@ -111,6 +148,43 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """Revisions, newest first.
 
     Retry: yes. Statuses: OK; INVALID_ARGUMENT; UNAVAILABLE; DEADLINE_EXCEEDED.
+    """
+    GetRevision: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetRevisionRequest, _registry_pb2.GetRevisionResponse]  # type: ignore[assignment]
+    """One revision: who, when and why, and every change, field by field.
+
+    Retry: yes. Statuses: OK; NOT_FOUND; INVALID_ARGUMENT; UNAVAILABLE; DEADLINE_EXCEEDED.
+    """
+    Diff: _aio.UnaryUnaryMultiCallable[_registry_pb2.DiffRequest, _registry_pb2.DiffResponse]  # type: ignore[assignment]
+    """What leads from one revision to another, field by field; in either direction.
+
+    Retry: yes. Statuses: OK; NOT_FOUND (revision); INVALID_ARGUMENT; UNAVAILABLE; DEADLINE_EXCEEDED.
+    """
+    Rollback: _aio.UnaryUnaryMultiCallable[_registry_pb2.RollbackRequest, _registry_pb2.RollbackResponse]  # type: ignore[assignment]
+    """Makes the state that of an older revision again, as a new revision with the old tree.
+
+    The state is checked as that of an Apply is: a version that was made anew under its old name since
+    cannot come back.
+    Retry: as Apply. Statuses: as Apply; NOT_FOUND (revision).
+    """
+    Export: _aio.UnaryStreamMultiCallable[_registry_pb2.ExportRequest, _registry_pb2.ExportResponse]  # type: ignore[assignment]
+    """The state at a revision, or all of the history, as one file, in parts.
+
+    The parts put together are the file: `Bundle` messages, each after its length as a varint. The same state
+    gives the same bytes, wherever it was imported to.
+    Retry: yes. Statuses: OK; NOT_FOUND (revision); INVALID_ARGUMENT; UNAVAILABLE; DEADLINE_EXCEEDED.
+    """
+    Import: _aio.StreamUnaryMultiCallable[_registry_pb2.ImportRequest, _registry_pb2.ImportResponse]  # type: ignore[assignment]
+    """Makes the state that of a file, as one new revision; or, where nothing is stored yet, takes a whole history.
+
+    The first message says how, the others bring the file in parts. Every digest is checked before
+    anything changes.
+    Retry: as Apply. Statuses: as Apply; ABORTED also for a history where something is stored already.
+    """
+    Verify: _aio.UnaryStreamMultiCallable[_registry_pb2.VerifyRequest, _registry_pb2.VerifyResponse]  # type: ignore[assignment]
+    """Recomputes every digest from the head back to the oldest revision kept, and stops at the first that is wrong.
+
+    Answers come as it goes on; the last one says how it ended.
+    Retry: yes. Statuses: OK; UNAVAILABLE; DEADLINE_EXCEEDED.
     """
     Watch: _aio.UnaryStreamMultiCallable[_registry_pb2.WatchRequest, _registry_pb2.WatchResponse]  # type: ignore[assignment]
     """The state at a revision, then every change: objects, and hosts where asked.
@@ -188,6 +262,79 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Revisions, newest first.
 
         Retry: yes. Statuses: OK; INVALID_ARGUMENT; UNAVAILABLE; DEADLINE_EXCEEDED.
+        """
+
+    @_abc_1.abstractmethod
+    def GetRevision(
+        self,
+        request: _registry_pb2.GetRevisionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.GetRevisionResponse, _abc.Awaitable[_registry_pb2.GetRevisionResponse]]:
+        """One revision: who, when and why, and every change, field by field.
+
+        Retry: yes. Statuses: OK; NOT_FOUND; INVALID_ARGUMENT; UNAVAILABLE; DEADLINE_EXCEEDED.
+        """
+
+    @_abc_1.abstractmethod
+    def Diff(
+        self,
+        request: _registry_pb2.DiffRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.DiffResponse, _abc.Awaitable[_registry_pb2.DiffResponse]]:
+        """What leads from one revision to another, field by field; in either direction.
+
+        Retry: yes. Statuses: OK; NOT_FOUND (revision); INVALID_ARGUMENT; UNAVAILABLE; DEADLINE_EXCEEDED.
+        """
+
+    @_abc_1.abstractmethod
+    def Rollback(
+        self,
+        request: _registry_pb2.RollbackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.RollbackResponse, _abc.Awaitable[_registry_pb2.RollbackResponse]]:
+        """Makes the state that of an older revision again, as a new revision with the old tree.
+
+        The state is checked as that of an Apply is: a version that was made anew under its old name since
+        cannot come back.
+        Retry: as Apply. Statuses: as Apply; NOT_FOUND (revision).
+        """
+
+    @_abc_1.abstractmethod
+    def Export(
+        self,
+        request: _registry_pb2.ExportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_registry_pb2.ExportResponse], _abc.AsyncIterator[_registry_pb2.ExportResponse]]:
+        """The state at a revision, or all of the history, as one file, in parts.
+
+        The parts put together are the file: `Bundle` messages, each after its length as a varint. The same state
+        gives the same bytes, wherever it was imported to.
+        Retry: yes. Statuses: OK; NOT_FOUND (revision); INVALID_ARGUMENT; UNAVAILABLE; DEADLINE_EXCEEDED.
+        """
+
+    @_abc_1.abstractmethod
+    def Import(
+        self,
+        request_iterator: _MaybeAsyncIterator[_registry_pb2.ImportRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ImportResponse, _abc.Awaitable[_registry_pb2.ImportResponse]]:
+        """Makes the state that of a file, as one new revision; or, where nothing is stored yet, takes a whole history.
+
+        The first message says how, the others bring the file in parts. Every digest is checked before
+        anything changes.
+        Retry: as Apply. Statuses: as Apply; ABORTED also for a history where something is stored already.
+        """
+
+    @_abc_1.abstractmethod
+    def Verify(
+        self,
+        request: _registry_pb2.VerifyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_registry_pb2.VerifyResponse], _abc.AsyncIterator[_registry_pb2.VerifyResponse]]:
+        """Recomputes every digest from the head back to the oldest revision kept, and stops at the first that is wrong.
+
+        Answers come as it goes on; the last one says how it ended.
+        Retry: yes. Statuses: OK; UNAVAILABLE; DEADLINE_EXCEEDED.
         """
 
     @_abc_1.abstractmethod
