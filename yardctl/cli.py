@@ -2,7 +2,7 @@
 
 import typer
 
-from yardctl import history_commands, infer_commands, mesh_commands, registry_commands
+from yardctl import history_commands, host_commands, infer_commands, mesh_commands, registry_commands
 
 app = typer.Typer(
     name="yardctl",
@@ -16,4 +16,5 @@ app = typer.Typer(
 mesh_commands.add_to(app)
 registry_commands.add_to(app)
 history_commands.add_to(app)
+host_commands.add_to(app)
 infer_commands.add_to(app)

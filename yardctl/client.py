@@ -161,8 +161,17 @@ class RegistryClient:
 
     async def hosts(self) -> list[resources_pb2.HostRecord]:
         """The hosts listed now."""
-        answer = await call(self._stub.ListHosts, registry_pb2.ListHostsRequest(), who=self._who)
-        return list(answer.hosts)
+        return list((await self.host_list()).hosts)
+
+    async def host_list(self, *, include_gone: bool = False) -> registry_pb2.ListHostsResponse:
+        """The hosts listed now, what is ordered of them, and on demand those that are gone."""
+        request = registry_pb2.ListHostsRequest(include_gone=include_gone)
+        return await call(self._stub.ListHosts, request, who=self._who)
+
+    async def order_host(self, request: registry_pb2.OrderHostRequest) -> registry_pb2.HostOrder:
+        """Cordon, uncordon or drain a host."""
+        answer = await call(self._stub.OrderHost, request, who=self._who)
+        return answer.order
 
 
 @asynccontextmanager

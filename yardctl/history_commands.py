@@ -253,10 +253,8 @@ def verify(
         link = found.broken
         console.out().print(f"broken at revision {link.revision}: {link.key} {link.what}", markup=False, soft_wrap=True)
     else:
-        counted = (
-            f"{found.revisions} revisions, {found.trees} trees and {found.objects} objects are as they were written"
-        )
-        span = f"revision {found.head} back to {found.oldest}" if found.head else "nothing is stored yet"
-        console.out().print(f"{span}: {counted}" if found.head else span)
+        counted = f"{found.revisions} revisions, {found.trees} trees, {found.objects} objects"
+        whole = f"whole from revision {found.head} back to {found.oldest}: {counted}"
+        console.out().print(whole if found.head else "nothing is stored yet")
     if broken:
         raise typer.Exit(FAILED)

@@ -1,4 +1,4 @@
-"""Commands that read and change what the mesh should be: apply, get, list, edit, delete, hosts, plan."""
+"""Commands that read and change what the mesh should be: apply, get, list, edit, delete, plan."""
 
 import asyncio
 import os
@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -29,7 +29,7 @@ VersionOption = Annotated[str, typer.Option("--version", help="Version of a Mode
 
 def add_to(app: typer.Typer) -> None:
     """Give the app these commands."""
-    for command in (apply, get, list_objects, edit, delete, hosts, plan):
+    for command in (apply, get, list_objects, edit, delete, plan):
         app.command(name="list" if command is list_objects else None)(command)
 
 
@@ -215,24 +215,6 @@ def list_objects(
         console.out().print(render.objects(sorted(found, key=lambda item: str(key_of(item)))))
     else:
         console.out().print(f"no {kind_named(kind) if kind else 'object'} at revision {at}")
-
-
-def hosts(
-    *, directory: DirOption = DEFAULT_DIR, address: RegistryOption = "", output: OutputOption = Output.TABLE
-) -> None:
-    """List hosts and the model versions on them."""
-
-    async def main() -> list[Any]:
-        async with client.registry(console.registry_of(directory, address)) as registry:
-            return await registry.hosts()
-
-    records = console.guarded(main())
-    if output is Output.JSON:
-        console.print_json([render.to_dict(record) for record in records])
-    elif records:
-        console.out().print(render.hosts(records))
-    else:
-        console.out().print("no host is listed")
 
 
 def plan(

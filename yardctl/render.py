@@ -211,13 +211,27 @@ def hosts(records: Sequence[resources_pb2.HostRecord]) -> Table:
     for record in records:
         memory = f"{size(record.device.used_bytes)} of {size(record.device.memory_bytes)}"
         pool = "/".join(part for part in (record.pool, record.zone) if part)
-        stands = state("draining" if record.draining else "healthy")
+        stands = state("draining" if record.draining else "cordoned" if record.cordoned else "healthy")
         rows.append((record.host_id, record.address, pool, device_kind(record.device.kind), memory, stands))
         for hosted in record.models:
             used = size(hosted.memory_bytes) if hosted.memory_bytes else ""
             word = Text.assemble(state(model_state(hosted)), f" {hosted.message}" if hosted.message else "")
             rows.append((f"  {hosted.key.model}:{hosted.key.version}", "", "", "", used, word))
     return table(("host", "address", "pool", "device", "memory", "state"), rows)
+
+
+def gone_hosts(found: Sequence[registry_pb2.KnownHost]) -> Table:
+    """Hosts that are gone, and what they had."""
+    rows: list[Sequence[str | Text]] = []
+    for host in found:
+        record = host.record
+        how = "signed off" if host.end == registry_pb2.HOST_END_SIGNED_OFF else "vanished"
+        had = ", ".join(f"{each.key.model}:{each.key.version} {model_state(each)}" for each in record.models)
+        rows.append(
+            (record.host_id, record.address, str(record.pid), time_of(host.registered), time_of(host.gone),
+             Text(how, style="red" if how == "vanished" else ""), had)
+        )  # fmt: skip
+    return table(("host", "address", "pid", "registered (utc)", "gone (utc)", "how", "had"), rows)
 
 
 # --- decisions ---------------------------------------------------------------------------------

@@ -128,6 +128,7 @@ def record_from(record: resources_pb2.HostRecord) -> host.HostRecord:
         draining=record.draining,
         pid=record.pid,
         trusts_artifacts=record.trusts_artifacts,
+        cordoned=record.cordoned,
     )
 
 
@@ -157,6 +158,7 @@ def record_to(record: host.HostRecord) -> resources_pb2.HostRecord:
         draining=record.draining,
         pid=record.pid,
         trusts_artifacts=record.trusts_artifacts,
+        cordoned=record.cordoned,
     )
 
 

@@ -48,6 +48,8 @@ class HostRecord:
     draining: bool = False
     pid: int = 0
     trusts_artifacts: bool = False
+    cordoned: bool = False
+    """Whether an operator wants no further versions on it; the registry says so, not the host."""
 
     def hosted(self, key: ModelKey) -> HostedModel | None:
         """The version's entry, if the host has one."""

@@ -207,7 +207,11 @@ async def start(config: Config, process: Process) -> None:
     standing.bound(await host.server.start())
     if config.registry:
         host.reporter = LoadReporter(
-            registry=config.registry, record=standing.record, progressing=host.progressing, clock=clock
+            registry=config.registry,
+            record=standing.record,
+            progressing=host.progressing,
+            drain_ordered=host.drain_ordered,
+            clock=clock,
         )
         process.spawn("load reporter", host.reporter.run())
         process.on_stop("listing", host.reporter.stop)

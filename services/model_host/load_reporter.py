@@ -50,6 +50,7 @@ class LoadReporter:
         registry: str,
         record: Callable[[], HostRecord],
         progressing: Callable[[], bool],
+        drain_ordered: Callable[[], None],
         clock: Clock,
     ) -> None:
         """Report once `run` runs.
@@ -59,11 +60,13 @@ class LoadReporter:
             record: The host's record now.
             progressing: Whether the compute thread works or could; that the event loop does, shows by
                 the report itself.
+            drain_ordered: Called when an operator wants the host to end.
             clock: Time.
         """
         self._registry = registry
         self._record = record
         self._progressing = progressing
+        self._drain_ordered = drain_ordered
         self._clock = clock
         self._progress = 0
         self._changed = asyncio.Event()
@@ -150,6 +153,8 @@ class LoadReporter:
             if not self._listed:
                 self._listed = True
                 logger().info("listed at the registry", registry=self._registry)
+            if answer.drain:
+                self._drain_ordered()
 
     def _complain(self, error: Exception) -> None:
         if self._stopping:

@@ -20,6 +20,8 @@ class Standing(enum.Enum):
 
     LISTED = "LISTED"
     """Listed now: its replicas count, and it may get more."""
+    CORDONED = "CORDONED"
+    """Listed, but an operator wants nothing new on it: its replicas count, and it gets no further ones."""
     ABSENT = "ABSENT"
     """Not listed for a moment: its replicas count, and it gets no orders."""
     LEAVING = "LEAVING"

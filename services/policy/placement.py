@@ -23,6 +23,8 @@ from services.policy.fitting import (
     reasons_against,
 )
 
+_TAKES_UNLOADS = frozenset({Standing.LISTED, Standing.CORDONED})
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Placed:
@@ -149,7 +151,7 @@ def _surplus(version: ModelVersion, having: Sequence[Room], kept: Sequence[str])
     found = []
     for room in having:
         site, state = room.site, room.state(key)
-        if site.standing is not Standing.LISTED or site.host_id in kept:
+        if site.standing not in _TAKES_UNLOADS or site.host_id in kept:
             continue
         why = ""
         if key in site.outdated and state is not ModelState.UNLOADING:
@@ -169,7 +171,7 @@ def _unknown(rooms: Iterable[Room], known: Mapping[ModelKey, ModelVersion]) -> l
     return [
         Unload(hosted.key, room.site.host_id, "the registry has no such version")
         for room in rooms
-        if room.site.standing is Standing.LISTED
+        if room.site.standing in _TAKES_UNLOADS
         for hosted in room.site.record.models
         if hosted.key not in known and hosted.state is not ModelState.UNLOADING
     ]

@@ -15,6 +15,8 @@ from services.registry.apply import Applier
 from services.registry.collecting import Collector
 from services.registry.config import Config
 from services.registry.history import History
+from services.registry.host_memory import HostMemory
+from services.registry.host_orders import HostOrders
 from services.registry.leases import HostLeases
 from services.registry.object_store import ObjectStore
 from services.registry.servicer import RegistryServicer
@@ -44,14 +46,19 @@ async def start(config: Config, process: Process) -> None:
     client = EtcdClient(config.etcd, clock=clock)
     process.on_stop("etcd client", client.close)
     store = ObjectStore(client=client, clock=clock)
-    leases = HostLeases(client=client, clock=clock)
+    orders = HostOrders(client=client, clock=clock)
+    leases = HostLeases(client=client, clock=clock, orders=orders)
     hub = WatchHub(revisions=store, hosts=leases, clock=clock)
     applier = Applier(store=store, clock=clock, new_request_id=lambda: f"registry-{uuid.uuid4()}")
     values = Values(client=client, clock=clock)
+    memory = HostMemory(values=values, clock=clock)
     history = History(values=values, applier=applier, clock=clock)
-    servicer = RegistryServicer(applier=applier, store=store, hub=hub, leases=leases, history=history, clock=clock)
+    servicer = RegistryServicer(
+        applier=applier, store=store, hub=hub, leases=leases, orders=orders, memory=memory, history=history, clock=clock
+    )
 
     process.spawn("store watch", hub.run())
+    process.spawn("host orders", orders.follow())
     server = Server(address=config.address, telemetry=telemetry)
     server.add(SERVICE, servicer, deadline=DeadlineRule.REQUIRED, endless=("Watch", "RegisterHost"))
     server.set_serving(SERVICE.full_name, False)
@@ -64,6 +71,7 @@ async def start(config: Config, process: Process) -> None:
     upkeep = Upkeep(
         election=election,
         collector=Collector(values=values, clock=clock, keep_revisions=config.keep_revisions),
+        memory=memory,
         client=client,
         clock=clock,
         collect_every_s=config.collect_every_s,

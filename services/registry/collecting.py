@@ -99,7 +99,7 @@ class Collector:
         Returns:
             The store's revision at the mark.
         """
-        reply = await self._fenced(place, [], [put_op(layout.SWEEP, str(place.fencing_token).encode())])
+        reply = await fenced(self._values, place, [], [put_op(layout.SWEEP, str(place.fencing_token).encode())])
         return reply.header.revision
 
     async def _named(self, oldest: int, newest: int) -> set[str]:
@@ -127,7 +127,7 @@ class Collector:
     async def _drop_revisions(self, place: Place, kept_from: int) -> int:
         """Forget the revisions before `kept_from`; first of all, say so."""
         if await oldest_kept(self._values, STEP_TIMEOUT_S) < kept_from:
-            await self._fenced(place, [], [put_op(layout.OLDEST, str(kept_from).encode())])
+            await fenced(self._values, place, [], [put_op(layout.OLDEST, str(kept_from).encode())])
         first_kept = layout.revision_key(kept_from)
         return await self._delete(
             place, [kv for kv in await self._keys(layout.REVISIONS) if kv.key.decode() < first_kept]
@@ -159,33 +159,35 @@ class Collector:
         for start in range(0, len(garbage), TXN_OPS):
             some = garbage[start : start + TXN_OPS]
             unmoved = [compare_mod(kv.key.decode(), kv.mod_revision) for kv in some]
-            reply = await self._fenced(place, unmoved, [delete_op(kv.key.decode()) for kv in some])
+            reply = await fenced(self._values, place, unmoved, [delete_op(kv.key.decode()) for kv in some])
             count += len(some) if reply.succeeded else 0  # else some were written again; the next time will do
             await self._clock.sleep(PAUSE_S)
         return count
 
-    async def _fenced(
-        self, place: Place, compares: Iterable[etcd.Compare], writes: Sequence[etcd.RequestOp]
-    ) -> etcd.TxnResponse:
-        """Write, if the place is still ours.
 
-        Raises:
-            StaleFencingToken: It is not.
-        """
-        reply = await self._values.client.txn(
-            [compare_create(place.key, place.fencing_token), *compares],
-            writes,
-            [get_op(place.key)],
-            timeout_s=STEP_TIMEOUT_S,
-        )
-        if not reply.succeeded:
-            mine = first(reply.responses[0])
-            if mine is None or mine.create_revision != place.fencing_token:
-                raise StaleFencingToken(
-                    f"token {place.fencing_token} is not that of the registry that leads",
-                    metadata={"fencing_token": str(place.fencing_token)},
-                )
-        return reply
+async def fenced(
+    values: Values, place: Place, compares: Iterable[etcd.Compare], writes: Sequence[etcd.RequestOp]
+) -> etcd.TxnResponse:
+    """Write as a leader, if all compares hold and the place is still the leader's.
+
+    Raises:
+        StaleFencingToken: It is not.
+        StoreUnavailable: etcd does not answer.
+    """
+    reply = await values.client.txn(
+        [compare_create(place.key, place.fencing_token), *compares],
+        writes,
+        [get_op(place.key)],
+        timeout_s=STEP_TIMEOUT_S,
+    )
+    if not reply.succeeded:
+        mine = first(reply.responses[0])
+        if mine is None or mine.create_revision != place.fencing_token:
+            raise StaleFencingToken(
+                f"token {place.fencing_token} is not that of the registry that leads",
+                metadata={"fencing_token": str(place.fencing_token)},
+            )
+    return reply
 
 
 def _fresh(digests: Iterable[str], named: set[str]) -> list[str]:

@@ -33,6 +33,12 @@ TREES = f"{PREFIX}trees/"
 REVISIONS = f"{PREFIX}revisions/"
 REQUESTS = f"{PREFIX}requests/"
 HOSTS = f"{PREFIX}live/hosts/"
+HOST_ORDERS = f"{PREFIX}hosts/orders/"
+"""What operators want of hosts; not bound to any lease."""
+
+KNOWN_HOSTS = f"{PREFIX}hosts/known/"
+"""Hosts as they were last; kept for a while after they are gone."""
+
 PLAN = f"{PREFIX}live/plan"
 PLANNER_ELECTION = f"{PREFIX}elections/resource-manager/"
 
@@ -63,6 +69,16 @@ def request_key(request_id: str) -> str:
 def host_key(host_id: str) -> str:
     """Where a host's record is."""
     return f"{HOSTS}{host_id}"
+
+
+def host_order_key(host_id: str) -> str:
+    """Where it says what is wanted of a host."""
+    return f"{HOST_ORDERS}{host_id}"
+
+
+def known_host_key(host_id: str, pid: int) -> str:
+    """Where a host is as it was last; each process of that name by itself."""
+    return f"{KNOWN_HOSTS}{host_id}/{pid}"
 
 
 def digest_of(raw: bytes) -> str:
@@ -280,7 +296,7 @@ def draft(base: State, upserts: Mapping[ObjectKey, Entry], changes: Sequence[Cha
         tree_digest=digest_of(root),
         author=note.author,
         reason=note.reason,
-        time=_timestamp(note.time_s),
+        time=timestamp(note.time_s),
         request_id=note.request_id,
         changes=[wire.change_to(change) for change in changes[:LISTED_CHANGES]],
         change_count=len(changes),
@@ -300,6 +316,7 @@ def _moves(put: Mapping[ObjectKey, Entry], gone: Iterable[ObjectKey]) -> Iterato
         yield shard_of(key), key, None
 
 
-def _timestamp(time_s: float) -> Timestamp:
+def timestamp(time_s: float) -> Timestamp:
+    """Seconds since the Unix epoch, to the nanosecond as far as a double has them."""
     nanos = round(time_s * 1e9)
     return Timestamp(seconds=nanos // 1_000_000_000, nanos=nanos % 1_000_000_000)

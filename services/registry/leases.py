@@ -4,7 +4,6 @@ Owns when a host is listed: for as long as its reports prove progress, and 10 s 
 revisions, and takes a record as the bytes it is.
 """
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
@@ -14,35 +13,25 @@ from google.protobuf.message import DecodeError
 
 from modelyard.etcd.v3 import rpc_pb2 as etcd
 from modelyard.type.v1 import resources_pb2
-from services.chassis.etcd import Compacted, LeaseGone, RangeResult, WatchBatch, compare_create, put_op
-from services.chassis.instruments import REGISTRY_LEASES
+from services.chassis.etcd import Compacted, RangeResult, WatchBatch, compare_create, put_op
 from services.chassis.telemetry import logger
 from services.domain.clock import Clock
 from services.domain.errors import Fault, InvalidRequest, StaleFencingToken, StoreUnavailable
-from services.registry import layout
-
-TTL_S = 10
-"""Time a host stays listed after its last report. It covers a registry's restart and an election in etcd;
-routers do not wait for it, they see a dead host by their own calls."""
-
-RETRY_S = 0.2
-"""Wait before the store is asked again; a host must be listed again soon after an outage."""
+from services.registry import layout, listing
+from services.registry.host_orders import HostOrders
+from services.registry.listing import Listing
 
 RELIST_S = 0.5
 """Wait before the hosts are listed again after etcd did not answer."""
 
 
-class Etcd(Protocol):
+class Etcd(listing.Etcd, Protocol):
     """What is called of etcd's client."""
 
     async def range_prefix(
         self, prefix: str, *, revision: int = 0, keys_only: bool = False, timeout_s: float = ...
     ) -> RangeResult:
         """Read every key that begins with `prefix`."""
-        ...
-
-    async def put(self, key: str, value: bytes, *, lease: int = 0, timeout_s: float = ...) -> int:
-        """Write one key."""
         ...
 
     async def txn(
@@ -54,18 +43,6 @@ class Etcd(Protocol):
         timeout_s: float = ...,
     ) -> etcd.TxnResponse:
         """Do one transaction."""
-        ...
-
-    async def lease_grant(self, ttl_s: int, *, timeout_s: float = ...) -> int:
-        """Make a lease."""
-        ...
-
-    async def lease_keep_alive(self, lease: int, *, timeout_s: float = ...) -> int:
-        """Keep a lease; 0 if it is gone."""
-        ...
-
-    async def lease_revoke(self, lease: int, *, timeout_s: float = ...) -> None:
-        """End a lease."""
         ...
 
     def watch(self, prefix: str, *, start_revision: int) -> AsyncGenerator[WatchBatch, None]:
@@ -88,19 +65,21 @@ class HostChange:
 class HostLeases:
     """The list of hosts."""
 
-    def __init__(self, *, client: Etcd, clock: Clock) -> None:
+    def __init__(self, *, client: Etcd, clock: Clock, orders: HostOrders) -> None:
         """Store the arguments.
 
         Args:
             client: etcd.
             clock: Time.
+            orders: What operators want of hosts.
         """
         self._client = client
         self._clock = clock
+        self._orders = orders
 
-    def open(self, record: resources_pb2.HostRecord) -> "Listing":
+    def open(self, record: resources_pb2.HostRecord) -> Listing:
         """List a host; `start` it, and `leave` or `end` it."""
-        return Listing(self._client, self._clock, record)
+        return Listing(self._client, self._clock, record, self._orders)
 
     async def hosts(self, *, timeout_s: float) -> HostChange:
         """Every host listed now, by id.
@@ -167,105 +146,6 @@ def _stale(token: int) -> StaleFencingToken:
         f"token {token} is not that of the resource manager that leads: campaign again before acting",
         metadata={"fencing_token": str(token)},
     )
-
-
-class Listing:
-    """One host's place in the list, for as long as one stream reports."""
-
-    def __init__(self, client: Etcd, clock: Clock, record: resources_pb2.HostRecord) -> None:
-        """Made by `HostLeases.open`."""
-        self._client = client
-        self._clock = clock
-        self._host_id = record.host_id
-        self._record = layout.raw_of(record)
-        self._written: bytes | None = None
-        self._lease = 0
-        self._progress: int | None = None
-        self._grown_s = clock.now_s()
-        self._unkept = False
-        self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Write the record, and keep it as reports come."""
-        REGISTRY_LEASES.inc()
-        self._wake.set()
-        self._task = asyncio.get_running_loop().create_task(self._keep(), name=f"listing {self._host_id}")
-
-    def report(self, progress: int, record: resources_pb2.HostRecord | None) -> int:
-        """Take one report; never waits for the store.
-
-        Args:
-            progress: Keeps the lease if it is higher than any before on this stream.
-            record: The record, if it came along.
-
-        Returns:
-            Highest progress so far.
-        """
-        if self._progress is None or progress > self._progress:
-            self._progress = progress
-            self._grown_s = self._clock.now_s()
-            self._unkept = True
-            self._wake.set()
-        if record is not None:
-            self._record = layout.raw_of(record)
-            self._wake.set()
-        return self._progress
-
-    async def leave(self) -> None:
-        """Stop keeping it: the host may come back over another stream before its lease runs out."""
-        task, self._task = self._task, None
-        if task is None:
-            return
-        REGISTRY_LEASES.dec()
-        task.cancel()
-        await asyncio.wait([task])
-
-    async def end(self) -> None:
-        """Take the host off the list at once."""
-        await self.leave()
-        lease, self._lease = self._lease, 0
-        if lease:
-            try:
-                await self._client.lease_revoke(lease, timeout_s=1.0)
-            except StoreUnavailable as error:
-                logger().warning("a host stays listed until its lease ends", host=self._host_id, cause=error.message)
-
-    async def _keep(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            try:
-                await self._sync()
-            except (StoreUnavailable, LeaseGone) as error:
-                if isinstance(error, LeaseGone):
-                    self._lease = 0
-                logger().debug("listing goes on", host=self._host_id, cause=str(error))
-                self._wake.set()
-                await self._clock.sleep(RETRY_S)
-
-    async def _sync(self) -> None:
-        """Bring etcd up to what was last reported."""
-        if self._lease and self._unkept:
-            self._unkept = False
-            try:
-                left_s = await self._client.lease_keep_alive(self._lease)
-            except StoreUnavailable:
-                self._unkept = True
-                raise
-            if left_s == 0:
-                logger().warning("a host's lease ran out and is made again", host=self._host_id)
-                self._lease = 0
-        if not self._lease:
-            if self._clock.now_s() - self._grown_s > TTL_S:
-                return  # it must prove progress first
-            self._written = None
-            self._unkept = False
-            self._lease = await self._client.lease_grant(TTL_S)
-        if self._written != self._record:
-            raw = self._record
-            await self._client.put(layout.host_key(self._host_id), raw, lease=self._lease)
-            self._written = raw
 
 
 def _record(kv: etcd.KeyValue) -> resources_pb2.HostRecord | None:

@@ -18,8 +18,11 @@ from services.domain.errors import Fault, InvalidRequest, RevisionNotFound
 from services.registry import bundle, lookup, wire
 from services.registry.apply import Applied, Applier, Command, changes_between
 from services.registry.history import History
+from services.registry.host_memory import HostMemory
+from services.registry.host_orders import HostOrders
 from services.registry.layout import Draft, Entry, State, raw_of
-from services.registry.leases import TTL_S, HostLeases, Listing
+from services.registry.leases import HostLeases
+from services.registry.listing import TTL_S, Listing
 from services.registry.object_store import ObjectStore
 from services.registry.watch_hub import WatchHub
 
@@ -49,6 +52,8 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         store: ObjectStore,
         hub: WatchHub,
         leases: HostLeases,
+        orders: HostOrders,
+        memory: HostMemory,
         history: History,
         clock: Clock,
     ) -> None:
@@ -59,6 +64,8 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             store: Reads it.
             hub: Tells who watches.
             leases: Lists hosts.
+            orders: Knows what operators want of them.
+            memory: Remembers those that are gone.
             history: Exports, imports and verifies all of it.
             clock: Time.
         """
@@ -66,6 +73,8 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         self._store = store
         self._hub = hub
         self._leases = leases
+        self._orders = orders
+        self._memory = memory
         self._history = history
         self._clock = clock
 
@@ -205,7 +214,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
                     listing = self._leases.open(record)
                     listing.start()
                 progress = listing.report(request.progress, record)
-                yield pb.RegisterHostResponse(lease_ttl=duration_to(TTL_S), progress=progress)
+                yield pb.RegisterHostResponse(lease_ttl=duration_to(TTL_S), progress=progress, drain=listing.drain)
             if listing is not None:
                 # A stream that broke ends its requests too, at times before this call is cancelled.
                 await self._clock.sleep(BREAK_S)
@@ -216,9 +225,17 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
 
     async def ListHosts(self, request: pb.ListHostsRequest, context: Context) -> pb.ListHostsResponse:
         """Read who is listed now."""
-        del request
-        hosts = await self._hub.listed(timeout_s=self._deadline(context).for_hop(reserve_s=RESERVE_S))
-        return pb.ListHostsResponse(hosts=hosts)
+        timeout_s = self._deadline(context).for_hop(reserve_s=RESERVE_S)
+        hosts = await self._hub.listed(timeout_s=timeout_s)
+        gone = await self._memory.gone(timeout_s=timeout_s) if request.include_gone else ()
+        return pb.ListHostsResponse(hosts=hosts, gone=gone, orders=self._orders.in_force)
+
+    async def OrderHost(self, request: pb.OrderHostRequest, context: Context) -> pb.OrderHostResponse:
+        """Cordon, uncordon or drain a host."""
+        order = await self._orders.give(request, timeout_s=self._deadline(context).for_hop(reserve_s=RESERVE_S))
+        action = pb.HostAction.Name(request.action)
+        logger().info("a host is ordered", host=order.host_id, action=action, author=order.author, reason=order.reason)
+        return pb.OrderHostResponse(order=order)
 
     async def PublishPlan(self, request: pb.PublishPlanRequest, context: Context) -> pb.PublishPlanResponse:
         """Write the leader's plan."""

@@ -20,9 +20,13 @@ from services.domain.clock import Clock
 from services.domain.errors import StaleFencingToken, StoreUnavailable, YardError
 from services.registry.chain import Broken
 from services.registry.collecting import Collector
+from services.registry.host_memory import HostMemory
 
 STATUS_S = 10.0
 """Time between two looks at etcd's size."""
+
+LOOK_S = 5.0
+"""Time between two looks for hosts that have vanished."""
 
 COMPACT_S = 300.0
 """Time between two compactions. What is compacted was current at the one before, so that a watch that was away for
@@ -56,19 +60,28 @@ class Upkeep:
     """One replica's part in the registry's election."""
 
     def __init__(
-        self, *, election: Campaigns, collector: Collector, client: Etcd, clock: Clock, collect_every_s: float
+        self,
+        *,
+        election: Campaigns,
+        collector: Collector,
+        memory: HostMemory,
+        client: Etcd,
+        clock: Clock,
+        collect_every_s: float,
     ) -> None:
         """Store the arguments.
 
         Args:
             election: Who leads.
             collector: Collects garbage.
+            memory: Notes which hosts have vanished.
             client: etcd.
             clock: Time.
             collect_every_s: Seconds between two collections.
         """
         self._election = election
         self._collector = collector
+        self._memory = memory
         self._client = client
         self._clock = clock
         self._collect_every_s = collect_every_s
@@ -99,6 +112,7 @@ class Upkeep:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._collect(leadership))
             group.create_task(self._compact(leadership))
+            group.create_task(self._remember(leadership))
 
     async def _collect(self, leadership: Leadership) -> None:
         while leadership.holds():
@@ -120,6 +134,16 @@ class Upkeep:
                 if done.revisions or done.values or done.requests:
                     logger().info("collected", revisions=done.revisions, values=done.values, requests=done.requests)
             await self._clock.sleep(wait_s)
+
+    async def _remember(self, leadership: Leadership) -> None:
+        while leadership.holds():
+            try:
+                await self._memory.look(leadership)
+            except StaleFencingToken:
+                return
+            except YardError as error:
+                logger().warning("hosts are looked after later", cause=error.message)
+            await self._clock.sleep(LOOK_S)
 
     async def _compact(self, leadership: Leadership) -> None:
         before = 0

@@ -373,4 +373,6 @@ class Reconciler:
 def _standing(host: HostRecord, fleet: Fleet, surplus: frozenset[str]) -> Standing:
     if host.draining or host.host_id in surplus:
         return Standing.LEAVING
-    return Standing.ABSENT if host.host_id in fleet.absent else Standing.LISTED
+    if host.host_id in fleet.absent:
+        return Standing.ABSENT
+    return Standing.CORDONED if host.cordoned else Standing.LISTED

@@ -19,7 +19,7 @@ from services.chassis.etcd import EtcdClient
 from services.domain.clock import SystemClock
 from services.domain.errors import InvalidRequest, StaleFencingToken
 from services.registry import layout
-from services.registry.leases import TTL_S
+from services.registry.listing import TTL_S
 from tests.fakes.objects import a_host
 from tests.integration.registry.conftest import StartReplica
 from tests.integration.registry.replicas import HostStream, Replica, Watcher, until

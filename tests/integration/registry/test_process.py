@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-un
 
 from services.chassis.channels import open_channel
 from services.domain.errors import YardError
-from services.registry.leases import TTL_S
+from services.registry.listing import TTL_S
 from tests.fakes.objects import a_model
 from tests.integration.registry.conftest import StartReplica
 from tests.integration.registry.replicas import Replica, Watcher, until

@@ -9,7 +9,9 @@ from modelyard.type.v1 import resources_pb2
 from services.chassis.codec import record_to
 from services.domain.errors import InvalidRequest, StaleFencingToken
 from services.registry import layout
-from services.registry.leases import RETRY_S, TTL_S, HostLeases, Listing
+from services.registry.host_orders import HostOrders
+from services.registry.leases import HostLeases
+from services.registry.listing import RETRY_S, TTL_S, Listing
 from tests.fakes.clock import SteppedClock, settle
 from tests.fakes.etcd import FakeEtcd
 from tests.fakes.objects import a_host
@@ -31,7 +33,7 @@ def clock() -> SteppedClock:
 
 @pytest.fixture
 def leases(etcd: FakeEtcd, clock: SteppedClock) -> HostLeases:
-    return HostLeases(client=etcd, clock=clock)
+    return HostLeases(client=etcd, clock=clock, orders=HostOrders(client=etcd, clock=clock))
 
 
 @pytest.fixture

@@ -8,8 +8,10 @@ import pytest
 
 from modelyard.registry.v1 import registry_pb2 as pb
 from services.chassis.codec import record_to
+from services.domain.clock import Clock
 from services.domain.errors import StoreUnavailable
 from services.registry import layout, watch_hub, watch_reader
+from services.registry.host_orders import HostOrders
 from services.registry.leases import HostLeases
 from services.registry.watch_hub import WatchHub
 from services.registry.watch_reader import Message, Reader
@@ -21,6 +23,10 @@ from tests.unit.registry.test_apply import Replica
 Watch = AsyncGenerator[pb.WatchResponse, None]
 
 
+def leases_of(etcd: FakeEtcd, clock: Clock) -> HostLeases:
+    return HostLeases(client=etcd, clock=clock, orders=HostOrders(client=etcd, clock=clock))
+
+
 class Yard:
     """A hub on an etcd in memory, and another replica that applies."""
 
@@ -29,7 +35,7 @@ class Yard:
         self.clock = SteppedClock()
         self.other = Replica(self.etcd)
         store = Replica(self.etcd, clock=self.clock).store  # type: ignore[arg-type]
-        self.hub = WatchHub(revisions=store, hosts=HostLeases(client=self.etcd, clock=self.clock), clock=self.clock)
+        self.hub = WatchHub(revisions=store, hosts=leases_of(self.etcd, self.clock), clock=self.clock)
         self.task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -201,7 +207,7 @@ async def test_a_host_that_registers_again_as_it_was_is_no_change(yard: Yard) ->
 
 
 async def test_a_list_that_was_overtaken_by_news_takes_nobody_off(yard: Yard) -> None:
-    overtaken = await HostLeases(client=yard.etcd, clock=yard.clock).hosts(timeout_s=1.0)
+    overtaken = await leases_of(yard.etcd, yard.clock).hosts(timeout_s=1.0)
     await yard.put_host("h-1")
 
     yard.hub._take(overtaken)

@@ -52,6 +52,58 @@ CHANGE_ACTION_DELETE: ChangeAction.ValueType  # 3
 """It goes."""
 Global___ChangeAction: _TypeAlias = ChangeAction  # noqa: Y015
 
+class _HostEnd:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _HostEndEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HostEnd.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    HOST_END_UNSPECIFIED: _HostEnd.ValueType  # 0
+    """It is listed."""
+    HOST_END_SIGNED_OFF: _HostEnd.ValueType  # 1
+    """It said so."""
+    HOST_END_VANISHED: _HostEnd.ValueType  # 2
+    """Its lease ran out: it was killed, hangs, or was cut off."""
+
+class HostEnd(_HostEnd, metaclass=_HostEndEnumTypeWrapper):
+    """How a host went."""
+
+HOST_END_UNSPECIFIED: HostEnd.ValueType  # 0
+"""It is listed."""
+HOST_END_SIGNED_OFF: HostEnd.ValueType  # 1
+"""It said so."""
+HOST_END_VANISHED: HostEnd.ValueType  # 2
+"""Its lease ran out: it was killed, hangs, or was cut off."""
+Global___HostEnd: _TypeAlias = HostEnd  # noqa: Y015
+
+class _HostAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _HostActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HostAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    HOST_ACTION_UNSPECIFIED: _HostAction.ValueType  # 0
+    """Never sent."""
+    HOST_ACTION_CORDON: _HostAction.ValueType  # 1
+    """It gets no further versions."""
+    HOST_ACTION_UNCORDON: _HostAction.ValueType  # 2
+    """It may get versions again; takes a drain back that was not delivered."""
+    HOST_ACTION_DRAIN: _HostAction.ValueType  # 3
+    """It ends once its calls are answered, and is cordoned."""
+
+class HostAction(_HostAction, metaclass=_HostActionEnumTypeWrapper):
+    """What an operator wants of a host."""
+
+HOST_ACTION_UNSPECIFIED: HostAction.ValueType  # 0
+"""Never sent."""
+HOST_ACTION_CORDON: HostAction.ValueType  # 1
+"""It gets no further versions."""
+HOST_ACTION_UNCORDON: HostAction.ValueType  # 2
+"""It may get versions again; takes a drain back that was not delivered."""
+HOST_ACTION_DRAIN: HostAction.ValueType  # 3
+"""It ends once its calls are answered, and is cordoned."""
+Global___HostAction: _TypeAlias = HostAction  # noqa: Y015
+
 @_typing.final
 class ApplyRequest(_message.Message):
     """Creates, updates and deletes."""
@@ -1353,8 +1405,11 @@ class RegisterHostResponse(_message.Message):
 
     LEASE_TTL_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
     progress: _builtins.int
     """The progress acknowledged."""
+    drain: _builtins.bool
+    """True if the host is to end once its calls are answered."""
     @_builtins.property
     def lease_ttl(self) -> _duration_pb2.Duration:
         """How long the listing outlives the last report."""
@@ -1364,10 +1419,11 @@ class RegisterHostResponse(_message.Message):
         *,
         lease_ttl: _duration_pb2.Duration | None = ...,
         progress: _builtins.int = ...,
+        drain: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease_ttl", b"lease_ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_ttl", b"lease_ttl", "progress", b"progress"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "lease_ttl", b"lease_ttl", "progress", b"progress"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1379,12 +1435,17 @@ class ListHostsRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    INCLUDE_GONE_FIELD_NUMBER: _builtins.int
+    include_gone: _builtins.bool
+    """True adds the hosts that are not listed any more, as they were last."""
     def __init__(
         self,
+        *,
+        include_gone: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_gone", b"include_gone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1397,22 +1458,176 @@ class ListHostsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HOSTS_FIELD_NUMBER: _builtins.int
+    GONE_FIELD_NUMBER: _builtins.int
+    ORDERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hosts(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.HostRecord]:
         """The records."""
+
+    @_builtins.property
+    def gone(self) -> _containers.RepeatedCompositeFieldContainer[Global___KnownHost]:
+        """Hosts that are gone, last gone first; where asked. Kept for a week, and the last 1,000."""
+
+    @_builtins.property
+    def orders(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostOrder]:
+        """Orders in force, by host id."""
 
     def __init__(
         self,
         *,
         hosts: _abc.Iterable[_resources_pb2.HostRecord] | None = ...,
+        gone: _abc.Iterable[Global___KnownHost] | None = ...,
+        orders: _abc.Iterable[Global___HostOrder] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gone", b"gone", "hosts", b"hosts", "orders", b"orders"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListHostsResponse: _TypeAlias = ListHostsResponse  # noqa: Y015
+
+@_typing.final
+class KnownHost(_message.Message):
+    """A host that is, or was."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORD_FIELD_NUMBER: _builtins.int
+    REGISTERED_FIELD_NUMBER: _builtins.int
+    GONE_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    end: Global___HostEnd.ValueType
+    """How it went."""
+    @_builtins.property
+    def record(self) -> _resources_pb2.HostRecord:
+        """Its last record."""
+
+    @_builtins.property
+    def registered(self) -> _timestamp_pb2.Timestamp:
+        """When its last stream began."""
+
+    @_builtins.property
+    def gone(self) -> _timestamp_pb2.Timestamp:
+        """When it was seen to be gone; absent while it is listed."""
+
+    def __init__(
+        self,
+        *,
+        record: _resources_pb2.HostRecord | None = ...,
+        registered: _timestamp_pb2.Timestamp | None = ...,
+        gone: _timestamp_pb2.Timestamp | None = ...,
+        end: Global___HostEnd.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gone", b"gone", "record", b"record", "registered", b"registered"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "gone", b"gone", "record", b"record", "registered", b"registered"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KnownHost: _TypeAlias = KnownHost  # noqa: Y015
+
+@_typing.final
+class OrderHostRequest(_message.Message):
+    """Orders a host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_ID_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    host_id: _builtins.str
+    """Which."""
+    action: Global___HostAction.ValueType
+    """What."""
+    reason: _builtins.str
+    """Why."""
+    author: _builtins.str
+    """Who."""
+    def __init__(
+        self,
+        *,
+        host_id: _builtins.str = ...,
+        action: Global___HostAction.ValueType = ...,
+        reason: _builtins.str = ...,
+        author: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "author", b"author", "host_id", b"host_id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrderHostRequest: _TypeAlias = OrderHostRequest  # noqa: Y015
+
+@_typing.final
+class OrderHostResponse(_message.Message):
+    """The order as it is in force."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def order(self) -> Global___HostOrder:
+        """The order; `cordoned` is false once it was taken off."""
+
+    def __init__(
+        self,
+        *,
+        order: Global___HostOrder | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["order", b"order"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["order", b"order"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrderHostResponse: _TypeAlias = OrderHostResponse  # noqa: Y015
+
+@_typing.final
+class HostOrder(_message.Message):
+    """Stored: what is in force for one host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_ID_FIELD_NUMBER: _builtins.int
+    CORDONED_FIELD_NUMBER: _builtins.int
+    DRAIN_PID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    host_id: _builtins.str
+    """Which."""
+    cordoned: _builtins.bool
+    """True if it gets no further versions."""
+    drain_pid: _builtins.int
+    """Process id of the host that is to end; 0 if none is."""
+    reason: _builtins.str
+    """Why."""
+    author: _builtins.str
+    """Who."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        host_id: _builtins.str = ...,
+        cordoned: _builtins.bool = ...,
+        drain_pid: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        author: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "cordoned", b"cordoned", "drain_pid", b"drain_pid", "host_id", b"host_id", "reason", b"reason", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostOrder: _TypeAlias = HostOrder  # noqa: Y015
 
 @_typing.final
 class Plan(_message.Message):

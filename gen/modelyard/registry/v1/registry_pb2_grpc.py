@@ -100,6 +100,11 @@ class RegistryServiceStub:
                 request_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.ListHostsRequest.SerializeToString,
                 response_deserializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.ListHostsResponse.FromString,
                 _registered_method=True)
+        self.OrderHost = channel.unary_unary(
+                '/modelyard.registry.v1.RegistryService/OrderHost',
+                request_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.OrderHostRequest.SerializeToString,
+                response_deserializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.OrderHostResponse.FromString,
+                _registered_method=True)
         self.PublishPlan = channel.unary_unary(
                 '/modelyard.registry.v1.RegistryService/PublishPlan',
                 request_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.PublishPlanRequest.SerializeToString,
@@ -244,6 +249,17 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OrderHost(self, request, context):
+        """Cordons a host, takes a cordon off, or drains the process that is listed under its name.
+
+        An order outlives the host: one that comes back is cordoned still. A drain concerns the process that is
+        listed now, and cordons the host too; it is delivered with the answer to the host's next report.
+        Retry: yes. Statuses: OK; INVALID_ARGUMENT; NOT_FOUND (no such host); UNAVAILABLE; DEADLINE_EXCEEDED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PublishPlan(self, request, context):
         """Publishes the placement plan of the leading resource manager.
 
@@ -321,6 +337,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ListHosts,
                     request_deserializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.ListHostsRequest.FromString,
                     response_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.ListHostsResponse.SerializeToString,
+            ),
+            'OrderHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.OrderHost,
+                    request_deserializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.OrderHostRequest.FromString,
+                    response_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.OrderHostResponse.SerializeToString,
             ),
             'PublishPlan': grpc.unary_unary_rpc_method_handler(
                     servicer.PublishPlan,
@@ -680,6 +701,33 @@ class RegistryService:
             '/modelyard.registry.v1.RegistryService/ListHosts',
             modelyard_dot_registry_dot_v1_dot_registry__pb2.ListHostsRequest.SerializeToString,
             modelyard_dot_registry_dot_v1_dot_registry__pb2.ListHostsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OrderHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelyard.registry.v1.RegistryService/OrderHost',
+            modelyard_dot_registry_dot_v1_dot_registry__pb2.OrderHostRequest.SerializeToString,
+            modelyard_dot_registry_dot_v1_dot_registry__pb2.OrderHostResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -114,6 +114,13 @@ class RegistryServiceStub:
 
     Retry: yes. Statuses: OK; UNAVAILABLE; DEADLINE_EXCEEDED.
     """
+    OrderHost: _grpc.UnaryUnaryMultiCallable[_registry_pb2.OrderHostRequest, _registry_pb2.OrderHostResponse]
+    """Cordons a host, takes a cordon off, or drains the process that is listed under its name.
+
+    An order outlives the host: one that comes back is cordoned still. A drain concerns the process that is
+    listed now, and cordons the host too; it is delivered with the answer to the host's next report.
+    Retry: yes. Statuses: OK; INVALID_ARGUMENT; NOT_FOUND (no such host); UNAVAILABLE; DEADLINE_EXCEEDED.
+    """
     PublishPlan: _grpc.UnaryUnaryMultiCallable[_registry_pb2.PublishPlanRequest, _registry_pb2.PublishPlanResponse]
     """Publishes the placement plan of the leading resource manager.
 
@@ -206,6 +213,13 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """The hosts listed now.
 
     Retry: yes. Statuses: OK; UNAVAILABLE; DEADLINE_EXCEEDED.
+    """
+    OrderHost: _aio.UnaryUnaryMultiCallable[_registry_pb2.OrderHostRequest, _registry_pb2.OrderHostResponse]  # type: ignore[assignment]
+    """Cordons a host, takes a cordon off, or drains the process that is listed under its name.
+
+    An order outlives the host: one that comes back is cordoned still. A drain concerns the process that is
+    listed now, and cordons the host too; it is delivered with the answer to the host's next report.
+    Retry: yes. Statuses: OK; INVALID_ARGUMENT; NOT_FOUND (no such host); UNAVAILABLE; DEADLINE_EXCEEDED.
     """
     PublishPlan: _aio.UnaryUnaryMultiCallable[_registry_pb2.PublishPlanRequest, _registry_pb2.PublishPlanResponse]  # type: ignore[assignment]
     """Publishes the placement plan of the leading resource manager.
@@ -374,6 +388,19 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         """The hosts listed now.
 
         Retry: yes. Statuses: OK; UNAVAILABLE; DEADLINE_EXCEEDED.
+        """
+
+    @_abc_1.abstractmethod
+    def OrderHost(
+        self,
+        request: _registry_pb2.OrderHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.OrderHostResponse, _abc.Awaitable[_registry_pb2.OrderHostResponse]]:
+        """Cordons a host, takes a cordon off, or drains the process that is listed under its name.
+
+        An order outlives the host: one that comes back is cordoned still. A drain concerns the process that is
+        listed now, and cordons the host too; it is delivered with the answer to the host's next report.
+        Retry: yes. Statuses: OK; INVALID_ARGUMENT; NOT_FOUND (no such host); UNAVAILABLE; DEADLINE_EXCEEDED.
         """
 
     @_abc_1.abstractmethod

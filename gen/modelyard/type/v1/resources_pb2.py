@@ -26,15 +26,15 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from modelyard.type.v1 import model_pb2 as modelyard_dot_type_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!modelyard/type/v1/resources.proto\x12\x11modelyard.type.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dmodelyard/type/v1/model.proto\"m\n\x06\x44\x65vice\x12+\n\x04kind\x18\x01 \x01(\x0e\x32\x1d.modelyard.type.v1.DeviceKind\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x12\n\nused_bytes\x18\x04 \x01(\x03\"X\n\x0cResourceNeed\x12\x32\n\x0b\x64\x65vice_kind\x18\x01 \x01(\x0e\x32\x1d.modelyard.type.v1.DeviceKind\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x03\"\xba\x01\n\x0bHostedModel\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x1b.modelyard.type.v1.ModelKey\x12,\n\x05state\x18\x02 \x01(\x0e\x32\x1d.modelyard.type.v1.ModelState\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12,\n\tload_time\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xde\x01\n\nHostRecord\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x0c\n\x04zone\x18\x04 \x01(\t\x12)\n\x06\x64\x65vice\x18\x05 \x01(\x0b\x32\x19.modelyard.type.v1.Device\x12.\n\x06models\x18\x06 \x03(\x0b\x32\x1e.modelyard.type.v1.HostedModel\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12\x0b\n\x03pid\x18\x08 \x01(\x03\x12\x18\n\x10trusts_artifacts\x18\t \x01(\x08\"\x8d\x01\n\tModelLoad\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x1b.modelyard.type.v1.ModelKey\x12\x0e\n\x06queued\x18\x02 \x01(\x05\x12\x0f\n\x07running\x18\x03 \x01(\x05\x12\x11\n\tbatch_cap\x18\x04 \x01(\x05\x12\x0e\n\x06\x62\x61se_s\x18\x05 \x01(\x01\x12\x12\n\nper_item_s\x18\x06 \x01(\x01\"\x96\x01\n\x08HostLoad\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12,\n\x06models\x18\x03 \x03(\x0b\x32\x1c.modelyard.type.v1.ModelLoad\x12\x12\n\nused_bytes\x18\x04 \x01(\x03\x12\x13\n\x0butilization\x18\x05 \x01(\x01\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08*T\n\nDeviceKind\x12\x1b\n\x17\x44\x45VICE_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x45VICE_KIND_CPU\x10\x01\x12\x14\n\x10\x44\x45VICE_KIND_CUDA\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!modelyard/type/v1/resources.proto\x12\x11modelyard.type.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dmodelyard/type/v1/model.proto\"m\n\x06\x44\x65vice\x12+\n\x04kind\x18\x01 \x01(\x0e\x32\x1d.modelyard.type.v1.DeviceKind\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x12\n\nused_bytes\x18\x04 \x01(\x03\"X\n\x0cResourceNeed\x12\x32\n\x0b\x64\x65vice_kind\x18\x01 \x01(\x0e\x32\x1d.modelyard.type.v1.DeviceKind\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x03\"\xba\x01\n\x0bHostedModel\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x1b.modelyard.type.v1.ModelKey\x12,\n\x05state\x18\x02 \x01(\x0e\x32\x1d.modelyard.type.v1.ModelState\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12,\n\tload_time\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xf0\x01\n\nHostRecord\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x0c\n\x04zone\x18\x04 \x01(\t\x12)\n\x06\x64\x65vice\x18\x05 \x01(\x0b\x32\x19.modelyard.type.v1.Device\x12.\n\x06models\x18\x06 \x03(\x0b\x32\x1e.modelyard.type.v1.HostedModel\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12\x0b\n\x03pid\x18\x08 \x01(\x03\x12\x18\n\x10trusts_artifacts\x18\t \x01(\x08\x12\x10\n\x08\x63ordoned\x18\n \x01(\x08\"\x8d\x01\n\tModelLoad\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x1b.modelyard.type.v1.ModelKey\x12\x0e\n\x06queued\x18\x02 \x01(\x05\x12\x0f\n\x07running\x18\x03 \x01(\x05\x12\x11\n\tbatch_cap\x18\x04 \x01(\x05\x12\x0e\n\x06\x62\x61se_s\x18\x05 \x01(\x01\x12\x12\n\nper_item_s\x18\x06 \x01(\x01\"\x96\x01\n\x08HostLoad\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12,\n\x06models\x18\x03 \x03(\x0b\x32\x1c.modelyard.type.v1.ModelLoad\x12\x12\n\nused_bytes\x18\x04 \x01(\x03\x12\x13\n\x0butilization\x18\x05 \x01(\x01\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08*T\n\nDeviceKind\x12\x1b\n\x17\x44\x45VICE_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x45VICE_KIND_CPU\x10\x01\x12\x14\n\x10\x44\x45VICE_KIND_CUDA\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'modelyard.type.v1.resources_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DEVICEKIND']._serialized_start=1031
-  _globals['_DEVICEKIND']._serialized_end=1115
+  _globals['_DEVICEKIND']._serialized_start=1049
+  _globals['_DEVICEKIND']._serialized_end=1133
   _globals['_DEVICE']._serialized_start=119
   _globals['_DEVICE']._serialized_end=228
   _globals['_RESOURCENEED']._serialized_start=230
@@ -42,9 +42,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HOSTEDMODEL']._serialized_start=321
   _globals['_HOSTEDMODEL']._serialized_end=507
   _globals['_HOSTRECORD']._serialized_start=510
-  _globals['_HOSTRECORD']._serialized_end=732
-  _globals['_MODELLOAD']._serialized_start=735
-  _globals['_MODELLOAD']._serialized_end=876
-  _globals['_HOSTLOAD']._serialized_start=879
-  _globals['_HOSTLOAD']._serialized_end=1029
+  _globals['_HOSTRECORD']._serialized_end=750
+  _globals['_MODELLOAD']._serialized_start=753
+  _globals['_MODELLOAD']._serialized_end=894
+  _globals['_HOSTLOAD']._serialized_start=897
+  _globals['_HOSTLOAD']._serialized_end=1047
 # @@protoc_insertion_point(module_scope)

@@ -162,6 +162,7 @@ class HostRecord(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     PID_FIELD_NUMBER: _builtins.int
     TRUSTS_ARTIFACTS_FIELD_NUMBER: _builtins.int
+    CORDONED_FIELD_NUMBER: _builtins.int
     host_id: _builtins.str
     """Unique and stable over the life of the process."""
     address: _builtins.str
@@ -176,6 +177,8 @@ class HostRecord(_message.Message):
     """Operating system process id on its machine."""
     trusts_artifacts: _builtins.bool
     """True if its pool lets it run artifacts that can execute code."""
+    cordoned: _builtins.bool
+    """True if an operator wants no further versions on it. Set by the registry; what a host says of it is ignored."""
     @_builtins.property
     def device(self) -> Global___Device:
         """Its device."""
@@ -196,10 +199,11 @@ class HostRecord(_message.Message):
         draining: _builtins.bool = ...,
         pid: _builtins.int = ...,
         trusts_artifacts: _builtins.bool = ...,
+        cordoned: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "device", b"device", "draining", b"draining", "host_id", b"host_id", "models", b"models", "pid", b"pid", "pool", b"pool", "trusts_artifacts", b"trusts_artifacts", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cordoned", b"cordoned", "device", b"device", "draining", b"draining", "host_id", b"host_id", "models", b"models", "pid", b"pid", "pool", b"pool", "trusts_artifacts", b"trusts_artifacts", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,83 @@
+"""Commands about hosts: hosts, cordon, uncordon, drain."""
+
+from typing import Annotated
+
+import typer
+
+from modelyard.registry.v1 import registry_pb2
+from yardctl import client, console, render
+from yardctl.applying import author
+from yardctl.console import DEFAULT_DIR, DirOption, Output, OutputOption, RegistryOption
+
+HostArgument = Annotated[str, typer.Argument(metavar="HOST", help="Its id, as 'yardctl hosts' lists it.")]
+WhyOption = Annotated[str, typer.Option("--reason", help="Why; kept with the order.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Give the app these commands."""
+    for command in (hosts, cordon, uncordon, drain):
+        app.command()(command)
+
+
+def hosts(
+    *,
+    gone: Annotated[
+        bool, typer.Option("--gone", help="Those that are not listed any more, as they were last.")
+    ] = False,
+    directory: DirOption = DEFAULT_DIR,
+    address: RegistryOption = "",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """List hosts and the model versions on them."""
+
+    async def main() -> registry_pb2.ListHostsResponse:
+        async with client.registry(console.registry_of(directory, address)) as registry:
+            return await registry.host_list(include_gone=gone)
+
+    found = console.guarded(main())
+    if output is Output.JSON:
+        console.print_json(render.to_dict(found) if gone else [render.to_dict(record) for record in found.hosts])
+        return
+    out = console.out()
+    if gone:
+        out.print(render.gone_hosts(found.gone) if found.gone else "no host is remembered that is gone")
+        return
+    out.print(render.hosts(found.hosts) if found.hosts else "no host is listed")
+    for order in found.orders:
+        out.print(_said(order), markup=False, soft_wrap=True)
+
+
+def _said(order: registry_pb2.HostOrder) -> str:
+    what = "drained and cordoned" if order.drain_pid else "cordoned" if order.cordoned else "free"
+    why = f": {order.reason}" if order.reason else ""
+    return f"{order.host_id} is {what}, by {order.author or 'nobody named'} at {render.time_of(order.time)}{why}"
+
+
+def cordon(
+    host: HostArgument, *, reason: WhyOption = "", directory: DirOption = DEFAULT_DIR, address: RegistryOption = ""
+) -> None:
+    """Give a host no further versions. What it has it keeps, and calls go on."""
+    _order(host, registry_pb2.HOST_ACTION_CORDON, reason, console.registry_of(directory, address))
+
+
+def uncordon(
+    host: HostArgument, *, reason: WhyOption = "", directory: DirOption = DEFAULT_DIR, address: RegistryOption = ""
+) -> None:
+    """Let a host have versions again."""
+    _order(host, registry_pb2.HOST_ACTION_UNCORDON, reason, console.registry_of(directory, address))
+
+
+def drain(
+    host: HostArgument, *, reason: WhyOption = "", directory: DirOption = DEFAULT_DIR, address: RegistryOption = ""
+) -> None:
+    """End a host once its calls are answered, and cordon it."""
+    _order(host, registry_pb2.HOST_ACTION_DRAIN, reason, console.registry_of(directory, address))
+
+
+def _order(host: str, action: "registry_pb2.HostAction.ValueType", reason: str, address: str) -> None:
+    async def main() -> registry_pb2.HostOrder:
+        async with client.registry(address) as registry:
+            request = registry_pb2.OrderHostRequest(host_id=host, action=action, reason=reason, author=author())
+            return await registry.order_host(request)
+
+    console.out().print(_said(console.guarded(main())), markup=False, soft_wrap=True)
