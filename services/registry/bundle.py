@@ -10,7 +10,6 @@ from google.protobuf.message import DecodeError
 from modelyard.registry.v1 import registry_pb2 as pb
 from services.chassis.encoding import read_varint, varint
 from services.domain.errors import Fault, InvalidRequest
-from services.registry import layout
 from services.registry.layout import State
 
 FORMAT = "modelyard.bundle/1"
@@ -42,15 +41,10 @@ def end(records: int) -> bytes:
 
 def of_state(state: State) -> Iterator[bytes]:
     """The file of a state: the same bytes for the same objects, whatever their history."""
-    yield header(tree_digest(state), history=False)
+    yield header(state.tree_digest, history=False)
     for key in state.ordered:
         yield framed(pb.Bundle(object=state.entries[key].raw))
     yield end(1 + len(state.entries))
-
-
-def tree_digest(state: State) -> str:
-    """Digest of the root of a state's tree; empty for the empty state."""
-    return layout.digest_of(layout.tree_to(state.shards)) if state.shards else ""
 
 
 def parts(pieces: Iterable[bytes]) -> Iterator[bytes]:

@@ -266,4 +266,4 @@ def _tree_digest(items: Sequence[Object], raws: Sequence[bytes]) -> str:
     shards: dict[int, dict[ObjectKey, str]] = {}
     for item, raw in zip(items, raws, strict=True):
         shards.setdefault(layout.shard_of(item.key), {})[item.key] = layout.digest_of(raw)
-    return bundle.tree_digest(State(shards={number: layout.shard_to(digests)[0] for number, digests in shards.items()}))
+    return State(shards={number: layout.shard_to(digests)[0] for number, digests in shards.items()}).tree_digest

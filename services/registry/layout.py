@@ -197,6 +197,11 @@ class State:
         return [*upserts, *deletes]
 
     @cached_property
+    def tree_digest(self) -> str:
+        """Digest of the root of its tree; empty for the empty state."""
+        return digest_of(tree_to(self.shards)) if self.shards else ""
+
+    @cached_property
     def ordered(self) -> tuple[ObjectKey, ...]:
         """Every key, by kind, name and version."""
         return tuple(sorted(self.entries, key=order_of))

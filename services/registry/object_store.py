@@ -98,6 +98,10 @@ class ObjectStore:
                 self._away_until_s = self._clock.now_s() + OUTAGE_S
         return self._head
 
+    def in_memory(self, at_least: int) -> State | None:
+        """The newest state read, if it includes a revision."""
+        return self._head if self._known and self._head.revision >= at_least else None
+
     async def find(self, request_id: str, *, timeout_s: float) -> Found[State]:
         """Read the head, and how the request ended if it was carried out; see `ports.Store`."""
         while True:

@@ -87,7 +87,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     async def Get(self, request: pb.GetRequest, context: Context) -> pb.GetResponse:
         """Read one object."""
         key = wire.lookup_key_from(request.key)
-        state = await self._state(request.revision, context)
+        state = await self._state(request.revision, context, at_least=request.at_least_revision)
         entry = lookup.get(state, key)
         return pb.GetResponse(object=entry.message, revision=state.revision, digest=entry.digest)
 
@@ -96,7 +96,8 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         query = lookup.query(
             request.kind, dict(request.labels), request.revision, request.page_size, request.page_token
         )
-        state = await self._state(query.revision, context)
+        at_least = 0 if request.page_token else request.at_least_revision
+        state = await self._state(query.revision, context, at_least=at_least)
         page = await _apart(len(state.entries) // 10, lambda: lookup.page(state, query))
         return pb.ListResponse(
             objects=[entry.message for entry in page.entries],
@@ -261,13 +262,26 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     def _deadline(self, context: Context) -> Deadline:
         return Deadline.from_remaining(context.time_remaining(), self._clock)
 
-    async def _state(self, revision: int, context: Context, path: str = "revision") -> State:
-        """The state to read from: at a revision, or at the head for 0."""
-        if faults := lookup.count_faults(revision, path):
+    async def _state(self, revision: int, context: Context, path: str = "revision", *, at_least: int = 0) -> State:
+        """The state to read from: at a revision, or at the head for 0; `at_least` lets that be a while ago."""
+        faults = lookup.count_faults(revision, path) + lookup.count_faults(at_least, "at_least_revision")
+        if revision and at_least:
+            faults.append(Fault("at_least_revision", f"must be 0 with {path}, which says exactly which"))
+        if faults:
             raise InvalidRequest.of(faults)
+        remembered = self._store.in_memory(at_least) if at_least else None
+        if remembered is not None:
+            return remembered
         timeout_s = self._deadline(context).for_hop(reserve_s=RESERVE_S)
         if revision == 0:
-            return await self._store.head_or_last(timeout_s=timeout_s)
+            state = await self._store.head_or_last(timeout_s=timeout_s)
+            if state.revision < at_least:
+                raise RevisionNotFound(
+                    f"there is no revision {at_least} yet; the head is {state.revision}",
+                    metadata={"revision": str(at_least), "head": str(state.revision)},
+                    retry_after_s=0.1,
+                )
+            return state
         return await self._store.at(revision, timeout_s=timeout_s)
 
 

@@ -33,6 +33,9 @@ MAX_CATCH_UP = 1000
 LARGE_STATE = 2000
 """Objects that are sorted in the event loop at most: about 10 ms."""
 
+LOOK_S = 2.0
+"""How often the store is asked for the head, so that readers learn how fresh that is."""
+
 AUDIT_S = 10.0
 """How often the store is asked whether the watches have missed anything, as they do if it was emptied."""
 
@@ -102,6 +105,8 @@ class WatchHub:
         self._readers: set[Reader] = set()
         self._ready = asyncio.Event()
         self._follow = asyncio.Lock()
+        self._heard_s = clock.now_s()
+        """When the store was last asked for the head, and answered."""
 
     @property
     def ready(self) -> asyncio.Event:
@@ -174,7 +179,7 @@ class WatchHub:
     async def _opening(self, from_revision: int, state: State) -> list[Item]:
         """What brings a reader from the last revision it has seen to `state`."""
         if from_revision == state.revision and from_revision > 0:
-            return [heartbeat(state)]
+            return [heartbeat(state, self._age_s())]
         if not 0 < state.revision - from_revision <= MAX_CATCH_UP or from_revision == 0:
             return [state]
         recent = {revision: item for revision, item in self._recent if revision <= state.revision}
@@ -201,6 +206,7 @@ class WatchHub:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow_head())
                 group.create_task(self._follow_hosts())
+                group.create_task(self._look())
                 group.create_task(self._audit())
         except* StoreReplaced:
             logger().error("the store is behind what it said before; everything is read anew")
@@ -220,7 +226,9 @@ class WatchHub:
     async def _catch_up(self) -> None:
         """Tell the readers of every revision up to the head."""
         async with self._follow:
+            asked_s = self._clock.now_s()
             head = await self._revisions.head(timeout_s=STEP_TIMEOUT_S)
+            self._heard_s = asked_s
             held = self._state
             if held is None:
                 self._state = head
@@ -284,6 +292,13 @@ class WatchHub:
         if self._state is not None and self._hosts is not None:
             self._ready.set()
 
+    async def _look(self) -> None:
+        while True:
+            await self._clock.sleep(LOOK_S)
+            if self._ready.is_set():
+                with contextlib.suppress(StoreUnavailable, Internal):
+                    await self._catch_up()
+
     async def _audit(self) -> None:
         """Make up for what a watch may have missed.
 
@@ -296,7 +311,6 @@ class WatchHub:
                 continue
             heard = self._hosts_revision
             try:
-                await self._catch_up()
                 listed = await self._source.hosts(timeout_s=STEP_TIMEOUT_S)
             except (StoreUnavailable, Internal) as error:
                 logger().warning("the store cannot be checked", cause=error.message)
@@ -309,10 +323,13 @@ class WatchHub:
         while True:
             await self._clock.sleep(HEARTBEAT_S)
             if self._state is not None:
-                beat = heartbeat(self._state)
+                beat = heartbeat(self._state, self._age_s())
                 for reader in self._readers:
                     if reader.idle:  # else it will hear something anyway
                         reader.push(beat)
+
+    def _age_s(self) -> float:
+        return self._clock.now_s() - self._heard_s
 
     def _send(self, item: Item) -> None:
         for reader in self._readers:

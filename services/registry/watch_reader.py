@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Iterable, Iterator
 
 from modelyard.registry.v1 import registry_pb2 as pb
 from modelyard.type.v1 import resources_pb2
+from services.chassis.codec import duration_to
 from services.chassis.object_codec import object_key_to
 from services.domain.errors import StoreUnavailable
 from services.registry.layout import State, changed_keys
@@ -91,9 +92,10 @@ class Reader:
             yield item
 
 
-def heartbeat(state: State) -> Message:
-    """Nothing new."""
-    return Message(pb.WatchResponse(heartbeat=pb.WatchHeartbeat(revision=state.revision)))
+def heartbeat(state: State, age_s: float) -> Message:
+    """Nothing new, as far as the store said so long ago."""
+    beat = pb.WatchHeartbeat(revision=state.revision, tree_digest=state.tree_digest, age=duration_to(age_s))
+    return Message(pb.WatchResponse(heartbeat=beat))
 
 
 def delta(before: State, after: State) -> Item:
@@ -107,6 +109,7 @@ def delta(before: State, after: State) -> Item:
                 revision=after.revision,
                 upserts=[after.entries[key].message for key in upserts],
                 deletes=[object_key_to(key) for key in deletes],
+                tree_digest=after.tree_digest,
             )
         )
     )
@@ -132,6 +135,7 @@ def _snapshot(state: State) -> Iterator[pb.WatchResponse]:
         part.objects.append(entry.message)
         size_bytes += entry.size_bytes
     part.last = True
+    part.tree_digest = state.tree_digest
     yield pb.WatchResponse(snapshot=part)
 
 

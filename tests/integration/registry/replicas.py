@@ -11,12 +11,13 @@ from modelyard.registry.v1 import objects_pb2, registry_pb2_grpc
 from modelyard.registry.v1 import registry_pb2 as pb
 from modelyard.type.v1 import resources_pb2
 from services.chassis.channels import call, open_channel
-from services.chassis.codec import record_to
-from services.chassis.object_codec import object_to
+from services.chassis.codec import record_to, seconds_from
+from services.chassis.object_codec import object_from, object_key_from, object_to
 from services.chassis.process import Process
 from services.domain.objects import Object, ObjectKey
 from services.registry.app import start
 from services.registry.config import Config
+from services.registry.layout import State, digest_of, raw_of, shard_of, shard_to
 from tests.fakes.objects import a_host
 
 
@@ -122,6 +123,10 @@ class Watcher:
     snapshots: int = 0
     gone: list[str] = field(default_factory=list)
     """Every host that was ever said to be gone."""
+    objects: dict[ObjectKey, str] = field(default_factory=dict)
+    """Digest of each object's stored form."""
+    age_s: float = 0.0
+    """How old the registry's last word on the head was."""
 
     async def read(self) -> pb.WatchResponse:
         response = await self.stream.read()
@@ -133,6 +138,11 @@ class Watcher:
                 self.names |= {item.metadata.name for item in response.delta.upserts}
                 self.names -= {key.name for key in response.delta.deletes}
                 self.revisions.append(response.delta.revision)
+                if self.snapshots:
+                    self._upsert(response.delta.upserts)
+                    for key in response.delta.deletes:
+                        del self.objects[object_key_from(key)]
+                    self._check(response.delta.tree_digest)
             case "hosts":
                 listed = {record.host_id for record in response.hosts.listed}
                 if response.hosts.reset:
@@ -143,14 +153,31 @@ class Watcher:
                 self.gone += response.hosts.gone
             case "heartbeat":
                 self.heartbeats.append(response.heartbeat.revision)
+                self.age_s = seconds_from(response.heartbeat.age)
+                if self.snapshots and self.revisions[-1] == response.heartbeat.revision:
+                    self._check(response.heartbeat.tree_digest)
         return response
+
+    def _upsert(self, items: Iterable[objects_pb2.Object]) -> None:
+        self.objects.update((object_from(item).key, digest_of(raw_of(item))) for item in items)
+
+    def _check(self, tree_digest: str) -> None:
+        """What this reader has is what the registry has, to the bit."""
+        shards: dict[int, dict[ObjectKey, str]] = {}
+        for key, digest in self.objects.items():
+            shards.setdefault(shard_of(key), {})[key] = digest
+        own = State(shards={number: shard_to(digests)[0] for number, digests in shards.items()})
+        assert own.tree_digest == tree_digest, "the reader's state is not the registry's"
 
     def _snapshot(self, snapshot: pb.WatchSnapshot) -> None:
         if snapshot.first:
-            self.names = set()
+            self.names, self.objects = set(), {}
             self.snapshots += 1
             self.revisions.append(snapshot.revision)
         self.names |= {item.metadata.name for item in snapshot.objects}
+        self._upsert(snapshot.objects)
+        if snapshot.last:
+            self._check(snapshot.tree_digest)
 
     async def until(self, done: Callable[["Watcher"], bool], *, within_s: float = 15.0) -> "Watcher":
         async with asyncio.timeout(within_s):

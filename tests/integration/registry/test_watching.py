@@ -11,12 +11,13 @@ import pytest
 
 from modelyard.registry.v1 import registry_pb2 as pb
 from modelyard.registry.v1 import registry_pb2_grpc
+from services.chassis.channels import call
 from services.chassis.errors import from_rpc_error
-from services.domain.errors import Draining, InvalidRequest, StoreUnavailable, YardError
+from services.domain.errors import Draining, InvalidRequest, RevisionNotFound, StoreUnavailable, YardError
 from services.registry import watch_reader
 from tests.fakes.objects import a_model
 from tests.integration.registry.conftest import StartReplica
-from tests.integration.registry.replicas import Replica, Watcher, until
+from tests.integration.registry.replicas import Replica, Watcher, key_of, until
 from tests.support.etcd import EtcdProcess
 
 
@@ -230,3 +231,34 @@ async def test_an_emptied_etcd_is_followed(
 
     await until(applied)
     await watcher.until(lambda heard: heard.names == {"new"}, within_s=30.0)
+
+
+async def test_heartbeats_say_how_old_the_head_is(replica: Replica, own_etcd: EtcdProcess) -> None:
+    await replica.apply([a_model("digits")])
+    watcher = await replica.watch().until(lambda heard: len(heard.heartbeats) >= 2)
+    assert watcher.age_s < 5.0
+
+    own_etcd.pause()
+    await watcher.until(lambda heard: heard.age_s > 5.0, within_s=20.0)
+    assert watcher.heartbeats[-1] == 1
+    own_etcd.resume()
+    await watcher.until(lambda heard: heard.age_s < 5.0, within_s=20.0)
+    watcher.cancel()
+
+
+async def test_a_read_may_be_from_memory_if_it_is_recent_enough(replica: Replica, own_etcd: EtcdProcess) -> None:
+    await replica.apply([a_model("digits")])
+    key = key_of("Model/digits")
+    own_etcd.pause()
+
+    found = await call(replica.stub.Get, pb.GetRequest(key=key, at_least_revision=1), timeout_s=0.2)
+    page = await call(replica.stub.List, pb.ListRequest(at_least_revision=1), timeout_s=0.2)
+    own_etcd.resume()
+
+    assert (found.revision, page.revision, len(page.objects)) == (1, 1, 1)
+    with pytest.raises(RevisionNotFound, match="no revision 2 yet; the head is 1"):
+        await call(replica.stub.Get, pb.GetRequest(key=key, at_least_revision=2), timeout_s=5.0)
+    with pytest.raises(InvalidRequest, match="at_least_revision: must be 0 with revision"):
+        await call(replica.stub.Get, pb.GetRequest(key=key, at_least_revision=1, revision=1), timeout_s=5.0)
+    with pytest.raises(InvalidRequest, match="-3 must not be negative"):
+        await call(replica.stub.Get, pb.GetRequest(key=key, at_least_revision=-3), timeout_s=5.0)

@@ -254,8 +254,13 @@ class GetRequest(_message.Message):
 
     KEY_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    AT_LEAST_REVISION_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """At which revision; 0 is the head."""
+    at_least_revision: _builtins.int
+    """With revision 0: a state that includes this revision will do, as this replica has it in memory. 0 asks the store
+    for the head as it is now.
+    """
     @_builtins.property
     def key(self) -> _objects_pb2.ObjectKey:
         """Which one."""
@@ -265,10 +270,11 @@ class GetRequest(_message.Message):
         *,
         key: _objects_pb2.ObjectKey | None = ...,
         revision: _builtins.int = ...,
+        at_least_revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_least_revision", b"at_least_revision", "key", b"key", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -337,6 +343,7 @@ class ListRequest(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    AT_LEAST_REVISION_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """Only this kind; empty is every kind."""
     revision: _builtins.int
@@ -345,6 +352,8 @@ class ListRequest(_message.Message):
     """Most objects in the answer; 0 is 500, more than 5,000 is cut to that."""
     page_token: _builtins.str
     """From the previous answer."""
+    at_least_revision: _builtins.int
+    """As in GetRequest. Ignored with a page token."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Only objects that carry all of these labels."""
@@ -357,10 +366,11 @@ class ListRequest(_message.Message):
         revision: _builtins.int = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        at_least_revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "labels", b"labels", "page_size", b"page_size", "page_token", b"page_token", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_least_revision", b"at_least_revision", "kind", b"kind", "labels", b"labels", "page_size", b"page_size", "page_token", b"page_token", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1251,12 +1261,15 @@ class WatchSnapshot(_message.Message):
     OBJECTS_FIELD_NUMBER: _builtins.int
     FIRST_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
+    TREE_DIGEST_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The revision."""
     first: _builtins.bool
     """True on the first part."""
     last: _builtins.bool
     """True on the last part."""
+    tree_digest: _builtins.str
+    """SHA-256 of the root of the revision's tree, on the last part; empty for the empty state."""
     @_builtins.property
     def objects(self) -> _containers.RepeatedCompositeFieldContainer[_objects_pb2.Object]:
         """Objects of this part."""
@@ -1268,10 +1281,11 @@ class WatchSnapshot(_message.Message):
         objects: _abc.Iterable[_objects_pb2.Object] | None = ...,
         first: _builtins.bool = ...,
         last: _builtins.bool = ...,
+        tree_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "last", b"last", "objects", b"objects", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "last", b"last", "objects", b"objects", "revision", b"revision", "tree_digest", b"tree_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1286,8 +1300,11 @@ class WatchDelta(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     UPSERTS_FIELD_NUMBER: _builtins.int
     DELETES_FIELD_NUMBER: _builtins.int
+    TREE_DIGEST_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The revision."""
+    tree_digest: _builtins.str
+    """SHA-256 of the root of the revision's tree: what the reader's own state must have by now. Empty for the empty state."""
     @_builtins.property
     def upserts(self) -> _containers.RepeatedCompositeFieldContainer[_objects_pb2.Object]:
         """Objects created or updated."""
@@ -1302,10 +1319,11 @@ class WatchDelta(_message.Message):
         revision: _builtins.int = ...,
         upserts: _abc.Iterable[_objects_pb2.Object] | None = ...,
         deletes: _abc.Iterable[_objects_pb2.ObjectKey] | None = ...,
+        tree_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deletes", b"deletes", "revision", b"revision", "upserts", b"upserts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deletes", b"deletes", "revision", b"revision", "tree_digest", b"tree_digest", "upserts", b"upserts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1352,16 +1370,26 @@ class WatchHeartbeat(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REVISION_FIELD_NUMBER: _builtins.int
+    TREE_DIGEST_FIELD_NUMBER: _builtins.int
+    AGE_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The head."""
+    """The head, as far as this replica knows."""
+    tree_digest: _builtins.str
+    """SHA-256 of the root of that revision's tree; empty for the empty state."""
+    @_builtins.property
+    def age(self) -> _duration_pb2.Duration:
+        """Time since the store said so. It grows while the store is away; else it stays at a few seconds."""
+
     def __init__(
         self,
         *,
         revision: _builtins.int = ...,
+        tree_digest: _builtins.str = ...,
+        age: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["age", b"age"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "revision", b"revision", "tree_digest", b"tree_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
