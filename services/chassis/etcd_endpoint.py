@@ -134,7 +134,8 @@ def raise_if_final(error: grpc.aio.AioRpcError) -> None:
         raise Internal(f"a message to or from etcd is too large: {details}") from error
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         # NOSPACE or too many requests: refused before anything was done.
-        raise StoreUnavailable(f"etcd refuses: {details}", metadata={"outcome": "none"}) from error
+        full = "; it is full: docs/operations.md says what to do" if "space exceeded" in details else ""
+        raise StoreUnavailable(f"etcd refuses: {details}{full}", metadata={"outcome": "none"}) from error
     if code in {
         grpc.StatusCode.INVALID_ARGUMENT,
         grpc.StatusCode.PERMISSION_DENIED,

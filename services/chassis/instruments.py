@@ -192,6 +192,18 @@ REGISTRY_APPLY_SECONDS = Histogram(
     registry=REGISTRY,
 )
 REGISTRY_WATCHERS = Gauge("modelyard_registry_watchers", "Open watches.", registry=REGISTRY)
+REGISTRY_WATCHERS_CUT = Counter(
+    "modelyard_registry_watchers_cut_total", "Watches ended because their reader did not keep up.", registry=REGISTRY
+)
+REGISTRY_HEAD_AGE = Gauge(
+    "modelyard_registry_head_age_seconds", "Time since etcd last said what the head is.", registry=REGISTRY
+)
+REGISTRY_LEASE_EVENTS = Counter(
+    "modelyard_registry_lease_events_total",
+    "What happened to hosts' leases: granted, ran_out, signed_off, vanished.",
+    ["what"],
+    registry=REGISTRY,
+)
 REGISTRY_COLLECTED = Counter(
     "modelyard_registry_collected_total", "Garbage deleted: revision, value, request.", ["what"], registry=REGISTRY
 )
@@ -277,6 +289,7 @@ GAUGE_MERGE: dict[str, GaugeMerge] = {
     "modelyard_router_snapshot_revision": GaugeMerge.MIN,  # every worker routes by at least this one
     "modelyard_router_snapshot_age_seconds": GaugeMerge.MAX,
     "modelyard_router_workers": GaugeMerge.SUM,
+    "modelyard_registry_head_age_seconds": GaugeMerge.MAX,
     "modelyard_store_bytes": GaugeMerge.MAX,
     "modelyard_store_revision": GaugeMerge.MAX,
     "modelyard_registry_head_revision": GaugeMerge.MAX,

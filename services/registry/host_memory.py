@@ -13,6 +13,7 @@ from modelyard.etcd.v3 import rpc_pb2 as etcd
 from modelyard.registry.v1 import registry_pb2 as pb
 from modelyard.type.v1 import resources_pb2
 from services.chassis.etcd import compare_mod, delete_op, put_op
+from services.chassis.instruments import REGISTRY_LEASE_EVENTS
 from services.chassis.telemetry import logger
 from services.domain.clock import Clock
 from services.registry import layout
@@ -100,6 +101,7 @@ class HostMemory:
                 missing[key] = kv.mod_revision
                 if self._missing.get(key) == kv.mod_revision:
                     vanished += await self._write(place, kv, _ended(host, pb.HOST_END_VANISHED, now_s))
+                    REGISTRY_LEASE_EVENTS.labels("vanished").inc()
                     record = host.record
                     logger().warning("a host has vanished", host=record.host_id, pid=record.pid, address=record.address)
         self._missing = missing

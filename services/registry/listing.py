@@ -11,7 +11,7 @@ from modelyard.etcd.v3 import rpc_pb2 as etcd
 from modelyard.registry.v1 import registry_pb2 as pb
 from modelyard.type.v1 import resources_pb2
 from services.chassis.etcd import LeaseGone, compare_mod, put_op
-from services.chassis.instruments import REGISTRY_LEASES
+from services.chassis.instruments import REGISTRY_LEASE_EVENTS, REGISTRY_LEASES
 from services.chassis.telemetry import logger
 from services.domain.clock import Clock
 from services.domain.errors import StoreUnavailable
@@ -123,6 +123,7 @@ class Listing:
         await self.leave()
         lease, self._lease = self._lease, 0
         if lease:
+            REGISTRY_LEASE_EVENTS.labels("signed_off").inc()
             gone = host_memory.signed_off(self._known(self._record), self._clock.wall_s())
             try:
                 await self._client.lease_revoke(lease, timeout_s=1.0)
@@ -157,6 +158,7 @@ class Listing:
                 self._unkept = True
                 raise
             if left_s == 0:
+                REGISTRY_LEASE_EVENTS.labels("ran_out").inc()
                 logger().warning("a host's lease ran out and is made again", host=self._host_id)
                 self._lease = 0
         if not self._lease:
@@ -165,6 +167,7 @@ class Listing:
             self._written = None
             self._unkept = False
             self._lease = await self._client.lease_grant(TTL_S)
+            REGISTRY_LEASE_EVENTS.labels("granted").inc()
         record = self._standing()
         if self._written != record:
             # Together, so that a host is never listed without being remembered.

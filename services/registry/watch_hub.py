@@ -13,7 +13,7 @@ from typing import Protocol
 
 from modelyard.registry.v1 import registry_pb2 as pb
 from modelyard.type.v1 import resources_pb2
-from services.chassis.instruments import REGISTRY_HEAD_REVISION, REGISTRY_WATCHERS
+from services.chassis.instruments import REGISTRY_HEAD_AGE, REGISTRY_HEAD_REVISION, REGISTRY_WATCHERS
 from services.chassis.telemetry import logger
 from services.domain.clock import Clock
 from services.domain.errors import Internal, RevisionNotFound, StoreUnavailable
@@ -322,6 +322,7 @@ class WatchHub:
     async def _beat(self) -> None:
         while True:
             await self._clock.sleep(HEARTBEAT_S)
+            REGISTRY_HEAD_AGE.set(self._age_s())
             if self._state is not None:
                 beat = heartbeat(self._state, self._age_s())
                 for reader in self._readers:

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Iterable, Iterator
 from modelyard.registry.v1 import registry_pb2 as pb
 from modelyard.type.v1 import resources_pb2
 from services.chassis.codec import duration_to
+from services.chassis.instruments import REGISTRY_WATCHERS_CUT
 from services.chassis.object_codec import object_key_to
 from services.domain.errors import StoreUnavailable
 from services.registry.layout import State, changed_keys
@@ -68,6 +69,7 @@ class Reader:
         if len(self._items) > MAX_WAITING or self._size_bytes > MAX_WAITING_BYTES:
             self._cut = True
             self._items.clear()
+            REGISTRY_WATCHERS_CUT.inc()
         self._wake.set()
 
     async def items(self) -> AsyncGenerator[Item, None]:

@@ -6,30 +6,28 @@ What is wrong with an object itself is found by `policy.change_check`.
 import base64
 import binascii
 import json
-from collections.abc import Iterable, Iterator, Sequence
-
-from google.protobuf.duration_pb2 import Duration
+from collections.abc import Iterable, Sequence
 
 from modelyard.registry.v1 import objects_pb2, registry_pb2
 from modelyard.type.v1 import resources_pb2
 from services.chassis.object_codec import object_from, object_key_from, object_key_to
 from services.domain.errors import Fault, InvalidRequest
 from services.domain.objects import KINDS, ObjectKey, is_dns_label
+from services.domain.texts import MAX_LABELS, too_many
 from services.policy.change_check import Submitted
 from services.policy.tree_diff import Action, Change
 from services.registry.apply import MAX_OBJECT_BYTES, Applied, Command
+from services.registry.wire_values import value_faults
 
 MAX_RECORD_BYTES = 64 * 1024
 """Most bytes of a host's record; it is written whenever a model on the host changes its state."""
 
-_KIND_OF_SPEC = {"model": "Model", "model_version": "ModelVersion", "pool": "Pool", "route": "Route"}
+_KIND_OF_SPEC = {kind.lower(): kind for kind in KINDS} | {"model_version": "ModelVersion"}
 _ACTIONS = {
     Action.CREATE: registry_pb2.CHANGE_ACTION_CREATE,
     Action.UPDATE: registry_pb2.CHANGE_ACTION_UPDATE,
     Action.DELETE: registry_pb2.CHANGE_ACTION_DELETE,
 }
-_LONGEST_DURATION_S = 315_576_000_000
-"""Ten thousand years, as google.protobuf.Duration has it."""
 
 
 def command_from(request: registry_pb2.ApplyRequest) -> Command:
@@ -81,41 +79,29 @@ def import_from(options: registry_pb2.ImportOptions, objects: Sequence[objects_p
 
 def submitted(message: objects_pb2.Object) -> Submitted:
     """An object of a request; one that cannot be read carries its faults along."""
-    faults = tuple(_wire_faults(message))
+    kind = _KIND_OF_SPEC.get(message.WhichOneof("spec") or "", "")
+    version = message.model_version.version if kind == "ModelVersion" else ""
+    key = ObjectKey(kind, message.metadata.name, version)
+    if faults := _size_faults(message):
+        return Submitted(key, None, faults)
+    faults = tuple(value_faults(message))
     try:
         item = object_from(message)
     except InvalidRequest as error:
-        kind = _KIND_OF_SPEC.get(message.WhichOneof("spec") or "", "")
-        version = message.model_version.version if kind == "ModelVersion" else ""
-        return Submitted(ObjectKey(kind, message.metadata.name, version), None, (*error.faults, *faults))
+        return Submitted(key, None, (*error.faults, *faults))
     return Submitted(item.key, item, faults)
 
 
-def _wire_faults(message: objects_pb2.Object) -> Iterator[Fault]:
-    """Values that a domain object could not show: they would be read as something else."""
-    kinds = resources_pb2.DeviceKind.values()
-    match message.WhichOneof("spec"):
-        case "model":
-            if message.model.HasField("latency_slo"):
-                yield from _duration_faults(message.model.latency_slo, "model.latency_slo")
-        case "model_version":
-            spec = message.model_version
-            yield from _duration_faults(spec.batching.max_wait, "model_version.batching.max_wait")
-            yield from _duration_faults(spec.service_time, "model_version.service_time")
-            if spec.resources.device_kind not in kinds:
-                yield Fault("model_version.resources.device_kind", f"{spec.resources.device_kind} is no device kind")
-        case "route":
-            yield from _duration_faults(message.route.default_timeout, "route.default_timeout")
-            yield from _duration_faults(message.route.max_timeout, "route.max_timeout")
-        case "pool":
-            if message.pool.device_kind not in kinds:
-                yield Fault("pool.device_kind", f"{message.pool.device_kind} is no device kind")
-
-
-def _duration_faults(duration: Duration, path: str) -> Iterator[Fault]:
-    seconds, nanos = duration.seconds, duration.nanos
-    if abs(seconds) > _LONGEST_DURATION_S or abs(nanos) >= 1_000_000_000 or seconds * nanos < 0:
-        yield Fault(path, f"{seconds} seconds and {nanos} nanos are no valid Duration")
+def _size_faults(message: objects_pb2.Object) -> tuple[Fault, ...]:
+    """Whether it is too large to be worth reading; looks at lengths only."""
+    metadata = message.metadata
+    counts = (("metadata.labels", len(metadata.labels)), ("metadata.annotations", len(metadata.annotations)))
+    crowded = [too_many(count, MAX_LABELS, path) for path, count in counts if count > MAX_LABELS]
+    size_bytes = message.ByteSize()
+    if not crowded and size_bytes > MAX_OBJECT_BYTES:
+        text = f"takes {size_bytes} bytes, at most {MAX_OBJECT_BYTES}: large data belongs in artifacts"
+        return (Fault("", text),)
+    return tuple(crowded)
 
 
 def applied_to(applied: Applied) -> registry_pb2.ApplyResponse:
