@@ -7,21 +7,18 @@ behind it. Handlers are the same for both.
 
 import asyncio
 import importlib.util
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Literal, Protocol
 
 import grpc
 import grpc.aio
 
 from services.chassis.channels import LARGE_FRAMES, MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
+from services.chassis.intake import Handlers, Intake
 from services.chassis.logs import logger
 
 EngineName = Literal["auto", "aio", "native"]
 """`auto` is `native` where it can be had and the listener is one it is good for, else `aio`."""
-
-Handlers: TypeAlias = "Mapping[str, Mapping[str, grpc.RpcMethodHandler[Any, Any]]]"
-"""By full name of the service, then by name of the method; they take and give bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +123,13 @@ class AioEngine:
         self._address = address
         self._options = [("grpc.so_reuseport", int(reuse_port)), *limits.options(), *limits.lifetimes()]
         self._server: grpc.aio.Server | None = None
+        self._intake = Intake()
         self._watching: asyncio.Task[None] | None = None
         self._stopping = False
 
     async def start(self, handlers: Handlers) -> int:
         """Listen and serve."""
+        handlers = self._intake.over(handlers)
         port = await self._begin(handlers)
         if not self._address.startswith("unix:"):
             self._address = f"{self._address.rpartition(':')[0]}:{port}"
@@ -141,7 +140,7 @@ class AioEngine:
         """Stop."""
         self._stopping = True
         if self._server is not None:
-            await self._server.stop(grace_s)
+            await self._intake.stop(self._server, grace_s)
         if self._watching is not None:
             await self._watching
 

@@ -26,6 +26,7 @@ from services.domain.errors import DeadlineRequired, Draining, Internal, Malform
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
+_STOPPING = "this server is stopping; ask another"
 
 _SAME_TIME_S = 0.02
 """A caller whose deadline passes cancels, by its own clock, about when the deadline passes here."""
@@ -48,9 +49,25 @@ class Streams:
 
     running: set["asyncio.Task[Any]"] = field(default_factory=set)
     cut: set["asyncio.Task[Any]"] = field(default_factory=set)
+    ended: bool = False
+    """Whether those that still come are refused."""
+
+    def enter(self) -> None:
+        """Count the call of this task in, until the task is done.
+
+        Raises:
+            Draining: They have been ended.
+        """
+        if self.ended:
+            raise Draining(_STOPPING, retry_after_s=0.0)
+        task = asyncio.current_task()
+        assert task is not None
+        self.running.add(task)
+        task.add_done_callback(self.running.discard)
 
     def end(self) -> None:
         """End them all with `Draining`; their servicers see a cancellation."""
+        self.ended = True
         for task in self.running:
             self.cut.add(task)
             task.cancel()
@@ -151,14 +168,14 @@ class _Method:
         await self._stream(lambda: self._decode_each(raws), context)
 
     async def _stream(self, requests: Callable[[], Any], context: Context) -> None:
-        task = asyncio.current_task()
-        if self._endless is not None and task is not None:
-            self._endless.running.add(task)
-            task.add_done_callback(self._endless.running.discard)
         start_s, span = self._begin(context)
         with span:
             try:
                 self._check_deadline(context)
+                if self._endless is not None:
+                    # Headers first: gRPC loses the status of a call that is cut while they go out with a message.
+                    await context.send_initial_metadata(())
+                    self._endless.enter()
                 if self._writes_itself:
                     await self._function(requests(), context)
                 else:
@@ -190,7 +207,7 @@ class _Method:
         try:
             return self._decode_raw(raw)
         except DecodeError:
-            raise MalformedMessage(f"the {len(raw)} bytes received are not a {self._message_name}") from None
+            raise MalformedMessage.of(raw, self._message_name) from None
 
     async def _decode_each(self, raws: AsyncIterator[bytes]) -> AsyncIterator[Message]:
         async for raw in raws:
@@ -234,7 +251,7 @@ class _Method:
             return error
         self._endless.cut.discard(task)
         task.uncancel()
-        return Draining("this server is stopping; ask another", retry_after_s=0.0)
+        return Draining(_STOPPING, retry_after_s=0.0)
 
     def _count(self, status: str, start_s: float) -> None:
         self._active -= 1

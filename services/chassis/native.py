@@ -17,7 +17,8 @@ import grpc
 import grpc.aio
 from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 
-from services.chassis.engines import Handlers, ServerLimits, serving
+from services.chassis.engines import ServerLimits, serving
+from services.chassis.intake import Handlers, Intake
 from services.chassis.logs import logger
 from services.domain.clock import Clock, SystemClock
 
@@ -127,6 +128,7 @@ class NativeEngine:
         self._now_s = clock.now_s
         self._front: NativeGrpcFront | None = None
         self._behind: grpc.aio.Server | None = None
+        self._intake = Intake()
         self._folder: Path | None = None
         self._methods: list[Unary] = []
         self._calls: dict[int, NativeContext] = {}
@@ -172,7 +174,7 @@ class NativeEngine:
         if front is None:
             return
         self._stopping = True
-        behind = None if self._behind is None else asyncio.ensure_future(self._behind.stop(grace_s))
+        behind = None if self._behind is None else asyncio.ensure_future(self._intake.stop(self._behind, grace_s))
         tasks = {context.task for context in self._calls.values() if context.task is not None}
         if tasks and grace_s > 0.0:
             await asyncio.wait(tasks, timeout=grace_s)
@@ -199,7 +201,7 @@ class NativeEngine:
         self._folder = Path(tempfile.mkdtemp(prefix="modelyard-native-"))
         path = self._folder / "behind.sock"
         options = [*self._limits.options(), ("grpc.max_concurrent_streams", UNBOUNDED)]
-        behind = serving({service: methods for service, methods in rest.items() if methods}, options)
+        behind = serving(self._intake.over({service: methods for service, methods in rest.items() if methods}), options)
         behind.add_insecure_port(f"unix:{path}")
         await behind.start()
         self._behind = behind

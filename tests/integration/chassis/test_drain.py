@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import grpc
@@ -75,6 +76,41 @@ async def test_stop_without_lame_duck_loses_calls(engine: EngineName) -> None:
     assert tally.lost > 0
 
 
+async def asks_until_refused(ask: Callable[[], Awaitable[None]], codes: list[grpc.StatusCode]) -> None:
+    while True:
+        try:
+            await ask()
+        except grpc.aio.AioRpcError as error:
+            codes.append(error.code())
+            return
+
+
+async def test_stop_breaks_off_no_call_of_callers_who_heed_nothing(engine: EngineName) -> None:
+    """gRPC's own stop ends most of them as CANCELLED."""
+    served = await serve(engine=engine)
+    answered, codes = 0, list[grpc.StatusCode]()
+
+    async def one() -> None:
+        nonlocal answered
+        await served.stub.One(Note(), timeout=10)
+        answered += 1
+
+    async def several() -> None:
+        nonlocal answered
+        assert [note.number async for note in served.stub.Repeat(Note(number=2), timeout=10)] == [0, 1]
+        answered += 1
+
+    callers = [asyncio.ensure_future(asks_until_refused(ask, codes)) for ask in [one, several] * SENDERS]
+    async with asyncio.timeout(30):
+        while answered < CALLS_AT_LEAST:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        await served.server.drain(lame_duck_s=0.0)
+        await asyncio.gather(*callers)
+    await served.channel.close()
+
+    assert codes == [grpc.StatusCode.UNAVAILABLE] * len(callers)
+
+
 async def test_old_connections_are_replaced_without_losing_a_call() -> None:
     served, tally = await serve(ServerLimits(max_connection_age_s=0.3, max_connection_age_grace_s=5.0)), Tally()
     peers: set[str] = set()
@@ -138,6 +174,33 @@ async def test_endless_stream_is_ended_as_draining_and_not_waited_for(served: Se
     assert type(from_rpc_error(caught.value)) is Draining
     assert served.notes.was_cancelled.is_set()
     assert served.server.draining
+
+
+async def test_endless_stream_is_ended_as_draining_in_the_middle_of_its_first_message(served: Served) -> None:
+    writing = asyncio.Event()
+    served.notes.on_call = lambda _: writing.set()
+    stream = served.stub.Follow(Note(number=32 << 20), timeout=600)
+    await writing.wait()
+
+    async with asyncio.timeout(30):  # far below the grace
+        draining = asyncio.ensure_future(served.server.drain(lame_duck_s=0.0, grace_s=300.0))
+        first = await stream.read()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stream.read()
+        await draining
+
+    assert len(first.text) > 32 << 20
+    assert type(from_rpc_error(caught.value)) is Draining
+
+
+async def test_endless_stream_that_comes_during_the_stop_is_refused_and_not_waited_for(served: Served) -> None:
+    async with asyncio.timeout(30):  # far below the grace
+        draining = asyncio.ensure_future(served.server.drain(lame_duck_s=0.0, grace_s=300.0))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await served.stub.Follow(Note(), timeout=600).read()
+        await draining
+
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_server_that_has_drained_drains_again(engine: EngineName) -> None:
