@@ -38,6 +38,10 @@ def print_applied(answer: Answer, dry_run: bool, output: Output) -> None:
         console.out().print(f"nothing to change at revision {answer.revision}")
         return
     console.out().print(render.changes(answer.changes))
+    if answer.findings:
+        console.out().print(render.findings(answer.findings))
     counts = render.change_counts(answer.changes)
     where = f"dry run at revision {answer.revision}, nothing was changed" if dry_run else f"revision {answer.revision}"
     console.out().print(f"{where}: {counts}")
+    if dry_run and not all(finding.passed for finding in answer.findings):
+        console.fail("gates would keep this out")

@@ -2,7 +2,7 @@
 
 import typer
 
-from yardctl import history_commands, host_commands, infer_commands, mesh_commands, registry_commands
+from yardctl import gate_commands, history_commands, host_commands, infer_commands, mesh_commands, registry_commands
 
 app = typer.Typer(
     name="yardctl",
@@ -17,4 +17,5 @@ mesh_commands.add_to(app)
 registry_commands.add_to(app)
 history_commands.add_to(app)
 host_commands.add_to(app)
+gate_commands.add_to(app)
 infer_commands.add_to(app)

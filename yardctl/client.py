@@ -24,6 +24,9 @@ TIMEOUT_S = 5.0
 LONG_S = 30.0
 """For calls that may touch every object."""
 
+GATED_S = 300.0
+"""For changes, which may have to wait for a smoke test."""
+
 FILE_S = 600.0
 """For calls that move or read everything there is."""
 
@@ -92,7 +95,7 @@ class RegistryClient:
 
     async def apply(self, request: registry_pb2.ApplyRequest) -> registry_pb2.ApplyResponse:
         """Apply objects and deletions."""
-        return await call(self._stub.Apply, request, who=self._who, timeout_s=LONG_S)
+        return await call(self._stub.Apply, request, who=self._who, timeout_s=GATED_S)
 
     async def get(self, key: ObjectKey, revision: int = 0) -> registry_pb2.GetResponse:
         """One object."""
@@ -135,7 +138,7 @@ class RegistryClient:
 
     async def rollback(self, request: registry_pb2.RollbackRequest) -> registry_pb2.RollbackResponse:
         """Take an older state over."""
-        return await call(self._stub.Rollback, request, who=self._who, timeout_s=LONG_S)
+        return await call(self._stub.Rollback, request, who=self._who, timeout_s=GATED_S)
 
     async def export(self, revision: int, *, history: bool) -> AsyncIterator[bytes]:
         """The parts of an exported file."""
@@ -158,6 +161,15 @@ class RegistryClient:
         """How far a verification has come, until it is done."""
         async for answer in read(self._stub.Verify, registry_pb2.VerifyRequest(), who=self._who, timeout_s=FILE_S):
             yield answer
+
+    async def attempts(self, limit: int) -> list[registry_pb2.Attempt]:
+        """Changes that a gate kept out, newest first."""
+        answer = await call(self._stub.ListAttempts, registry_pb2.ListAttemptsRequest(limit=limit), who=self._who)
+        return list(answer.attempts)
+
+    async def approve(self, request: registry_pb2.ApproveRequest) -> registry_pb2.Approval:
+        """Approve of one."""
+        return (await call(self._stub.Approve, request, who=self._who)).approval
 
     async def hosts(self) -> list[resources_pb2.HostRecord]:
         """The hosts listed now."""

@@ -26,6 +26,9 @@ KIND_FIELDS: Mapping[str, str] = {
 }
 """Kind to the field of Object that holds its spec: `ModelVersion` is `model_version`."""
 
+MAX_FILE_BYTES = 4 << 20
+"""Largest manifest: YAML is read at some hundred kilobytes per second, and an object holds 1 MiB at most."""
+
 _SUFFIXES = (".yaml", ".yml")
 _ENVELOPE = ("kind", "metadata", "spec")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
@@ -142,14 +145,41 @@ def _as_written(path: str, document: Document) -> str:
     return path
 
 
+class _Anchored(Exception):
+    """A node with an anchor, or an alias of one."""
+
+    def __init__(self, event: yaml.NodeEvent) -> None:
+        super().__init__(f"'{'*' if isinstance(event, yaml.AliasEvent) else '&'}{event.anchor}'")
+        self.event = event
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, without anchors and aliases: with a few lines of them a file can stand for gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.NodeEvent) and event.anchor is not None:
+            raise _Anchored(event)
+        return super().compose_node(parent, index)
+
+
 def _load_file(file: Path, faults: list[Fault]) -> list[Document]:
     documents = []
     try:
-        text = file.read_bytes().decode()
-        for node in yaml.compose_all(text, Loader=yaml.SafeLoader):
+        with file.open("rb") as content:
+            raw = content.read(MAX_FILE_BYTES + 1)
+        if len(raw) > MAX_FILE_BYTES:
+            text = f"larger than {MAX_FILE_BYTES >> 20} MiB: split it; large data belongs in artifacts"
+            faults.append(Fault(str(Position(str(file), 1, 1)), text))
+            return []
+        for node in yaml.compose_all(raw.decode(), Loader=_Loader):
             if isinstance(node, yaml.ScalarNode) and node.value == "":
                 continue
             documents.append(_read_document(node, file, faults))
+    except _Anchored as error:
+        mark = error.event.start_mark
+        at = Position(str(file), mark.line + 1, mark.column + 1) if mark else Position(str(file), 1, 1)
+        faults.append(Fault(str(at), f"{error}: anchors and aliases are not taken, write it out"))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         at = Position(str(file), mark.line + 1, mark.column + 1) if mark else Position(str(file), 1, 1)

@@ -15,7 +15,7 @@ from modelyard.registry.v1 import objects_pb2, registry_pb2
 from modelyard.resource.v1 import resource_pb2
 from services.domain.errors import InvalidRequest, RevisionMoved
 from services.domain.objects import ObjectKey
-from yardctl import client, console, render
+from yardctl import client, console, object_table, render
 from yardctl.applying import DryRunOption, ExpectedOption, ReasonOption, author, new_request_id, print_applied
 from yardctl.console import DEFAULT_DIR, DirOption, Output, OutputOption, RegistryOption, TextOutput
 from yardctl.errors import USAGE, CommandError
@@ -34,14 +34,16 @@ def add_to(app: typer.Typer) -> None:
 
 
 def kind_named(text: str) -> str:
-    """The kind that `text` means: `Route`, `route`, `routes`, `model-version`.
+    """The kind that `text` means: `Route`, `route`, `routes`, `policies`, `model-version`.
 
     Raises:
         CommandError: None.
     """
     plain = text.lower().replace("-", "").replace("_", "")
     for kind in KIND_FIELDS:
-        if plain in (kind.lower(), f"{kind.lower()}s"):
+        singular = kind.lower()
+        plural = f"{singular[:-1]}ies" if singular.endswith("y") else f"{singular}s"
+        if plain in (singular, plural):
             return kind
     raise CommandError(f"'{text}' is no kind: use one of {', '.join(KIND_FIELDS)}", exit_code=USAGE)
 
@@ -212,7 +214,7 @@ def list_objects(
     if output is Output.JSON:
         console.print_json({"revision": at, "objects": [to_manifest(item) for item in found]})
     elif found:
-        console.out().print(render.objects(sorted(found, key=lambda item: str(key_of(item)))))
+        console.out().print(object_table.objects(sorted(found, key=lambda item: str(key_of(item)))))
     else:
         console.out().print(f"no {kind_named(kind) if kind else 'object'} at revision {at}")
 

@@ -16,7 +16,6 @@ from modelyard.inference.v1 import inference_pb2
 from modelyard.registry.v1 import objects_pb2, registry_pb2
 from modelyard.type.v1 import model_pb2, resources_pb2
 from yardctl.manifest_fields import DURATION, enum_names
-from yardctl.manifests import key_of
 from yardctl.spans import to_json
 from yardctl.trace import Trace, TraceNode, links_elsewhere
 
@@ -143,6 +142,15 @@ def changes(found: Sequence[registry_pb2.Change]) -> Table:
     return table(("change", "object", "before", "after"), rows)
 
 
+def findings(found: Iterable[registry_pb2.Finding]) -> Table:
+    """What gates found."""
+    rows = [
+        (each.gate, key_text(each.key), Text("passed", "green") if each.passed else Text("failed", "red"), each.text)
+        for each in found
+    ]
+    return table(("gate", "object", "", "found"), rows)
+
+
 def change_counts(found: Iterable[registry_pb2.Change]) -> str:
     """`2 created, 1 updated`."""
     counts: dict[str, int] = {}
@@ -150,46 +158,6 @@ def change_counts(found: Iterable[registry_pb2.Change]) -> str:
         word = f"{action(change)}d"
         counts[word] = counts.get(word, 0) + 1
     return ", ".join(f"{count} {word}" for word, count in counts.items())
-
-
-# --- objects -----------------------------------------------------------------------------------
-
-
-def objects(found: Iterable[objects_pb2.Object]) -> Table:
-    """Objects, a line each."""
-    keys = ((key_of(item), item) for item in found)
-    return table(
-        ("kind", "name", "version", "what"), [(key.kind, key.name, key.version, summary(item)) for key, item in keys]
-    )
-
-
-def summary(item: objects_pb2.Object) -> str:
-    """What an object is, in a few words."""
-    match item.WhichOneof("spec"):
-        case "model":
-            words = (item.model.modality, item.model.task, item.model.description)
-            return ", ".join(word for word in words if word)
-        case "model_version":
-            version = item.model_version
-            quality = f", quality {version.quality:.3f}" if version.HasField("quality") else ""
-            return (
-                f"{version.backend.architecture or version.backend.name}, at least {version.min_replicas} ready"
-                f"{quality}, {version.cost_microusd} µ$"
-            )
-        case "route":
-            return _route_summary(item.route)
-        case "pool":
-            pool = item.pool
-            return f"{pool.min_hosts} hosts, {device_kind(pool.device_kind)}, {size(pool.memory_bytes)} each"
-        case _:
-            return ""
-
-
-def _route_summary(route: objects_pb2.RouteSpec) -> str:
-    single = route.WhichOneof("strategy") == "single"
-    targets = [route.single.target] if single else list(route.choose.candidates)
-    named = ", ".join(f"{target.model}:{target.version}" if target.version else target.model for target in targets)
-    return f"{'single' if single else 'choose of'} {named}"
 
 
 def device_kind(kind: "resources_pb2.DeviceKind.ValueType") -> str:

@@ -41,6 +41,7 @@ STATUS_OF: dict[type[YardError], grpc.StatusCode] = {
     domain.StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
     domain.NotSupported: grpc.StatusCode.UNIMPLEMENTED,
     domain.NotLeader: grpc.StatusCode.UNAVAILABLE,
+    domain.GateFailed: grpc.StatusCode.FAILED_PRECONDITION,
     domain.Internal: grpc.StatusCode.INTERNAL,
 }
 """The one table. A contract test fails when a class is missing from it."""

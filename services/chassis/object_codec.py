@@ -2,14 +2,22 @@
 
 Wire defaults become the domain's: a duration or count that is not set takes the value the
 contract's comment gives. Nothing is validated here but what a value of the domain cannot
-hold; that raises `InvalidRequest`.
+hold; that raises `InvalidRequest`. Routes are in `route_codec`, Policies and Tenants in `tenancy_codec`.
 """
+
+from collections.abc import Iterable, Mapping
 
 from modelyard.registry.v1 import objects_pb2
 from modelyard.type.v1 import resources_pb2
 from services.chassis.codec import device_kind_from, device_kind_to, duration_to, seconds_from, spec_from, spec_to
+from services.chassis.route_codec import route_from, route_to
+from services.chassis.tenancy_codec import policy_from, policy_to, tenant_from, tenant_to
 from services.domain import host, objects
 from services.domain.errors import Fault, InvalidRequest
+from services.domain.texts import shown
+
+_SPECS = tuple(field.name for field in objects_pb2.Object.DESCRIPTOR.oneofs_by_name["spec"].fields)
+_KINDS = {spec: "".join(word.capitalize() for word in spec.split("_")) for spec in _SPECS}
 
 
 def object_key_from(key: objects_pb2.ObjectKey) -> objects.ObjectKey:
@@ -22,6 +30,27 @@ def object_key_to(key: objects.ObjectKey) -> objects_pb2.ObjectKey:
     return objects_pb2.ObjectKey(kind=key.kind, name=key.name, version=key.version)
 
 
+def message_key(message: objects_pb2.Object) -> objects.ObjectKey:
+    """The identity of an object that may be unreadable; its kind is empty if this release knows none of it."""
+    return objects.ObjectKey(
+        _KINDS.get(message.WhichOneof("spec") or "", ""), message.metadata.name, message.model_version.version
+    )
+
+
+def readable(
+    messages: Iterable[objects_pb2.Object],
+) -> tuple[list[objects.Object], list[tuple[objects.ObjectKey, InvalidRequest]]]:
+    """The objects that can be read, and those of a later release, with kinds or strategies of its own, that cannot."""
+    found: list[objects.Object] = []
+    others: list[tuple[objects.ObjectKey, InvalidRequest]] = []
+    for message in messages:
+        try:
+            found.append(object_from(message))
+        except InvalidRequest as error:
+            others.append((message_key(message), error))
+    return found, others
+
+
 def object_from(message: objects_pb2.Object) -> objects.Object:
     """An object of any kind.
 
@@ -29,7 +58,10 @@ def object_from(message: objects_pb2.Object) -> objects.Object:
         InvalidRequest: The message says of no kind, or of no strategy.
     """
     metadata = objects.Metadata(
-        message.metadata.name, dict(message.metadata.labels), dict(message.metadata.annotations)
+        message.metadata.name,
+        dict(message.metadata.labels),
+        dict(message.metadata.annotations),
+        message.metadata.tenant,
     )
     match message.WhichOneof("spec"):
         case "model":
@@ -37,19 +69,26 @@ def object_from(message: objects_pb2.Object) -> objects.Object:
         case "model_version":
             return _version_from(metadata, message.model_version)
         case "route":
-            return _route_from(metadata, message.route)
+            return route_from(metadata, message.route)
         case "pool":
             return _pool_from(metadata, message.pool)
+        case "policy":
+            return policy_from(metadata, message.policy)
+        case "tenant":
+            return tenant_from(metadata, message.tenant)
         case _:
             raise InvalidRequest.of(
-                [Fault("spec", f"object '{metadata.name}' has no spec; set one of model, model_version, route, pool")]
+                [Fault("spec", f"object {shown(metadata.name)} has no spec; set one of {', '.join(_SPECS)}")]
             )
 
 
 def object_to(item: objects.Object) -> objects_pb2.Object:
     """An object of any kind."""
     metadata = objects_pb2.Metadata(
-        name=item.metadata.name, labels=dict(item.metadata.labels), annotations=dict(item.metadata.annotations)
+        name=item.metadata.name,
+        labels=dict(item.metadata.labels),
+        annotations=dict(item.metadata.annotations),
+        tenant=item.metadata.tenant,
     )
     match item:
         case objects.Model():
@@ -57,9 +96,13 @@ def object_to(item: objects.Object) -> objects_pb2.Object:
         case objects.ModelVersion():
             return objects_pb2.Object(metadata=metadata, model_version=_version_to(item))
         case objects.Route():
-            return objects_pb2.Object(metadata=metadata, route=_route_to(item))
+            return objects_pb2.Object(metadata=metadata, route=route_to(item))
         case objects.Pool():
             return objects_pb2.Object(metadata=metadata, pool=_pool_to(item))
+        case objects.Policy():
+            return objects_pb2.Object(metadata=metadata, policy=policy_to(item))
+        case objects.Tenant():
+            return objects_pb2.Object(metadata=metadata, tenant=tenant_to(item))
 
 
 def _model_from(metadata: objects.Metadata, spec: objects_pb2.ModelSpec) -> objects.Model:
@@ -72,6 +115,7 @@ def _model_from(metadata: objects.Metadata, spec: objects_pb2.ModelSpec) -> obje
         description=spec.description,
         latency_slo_s=seconds_from(spec.latency_slo) if spec.HasField("latency_slo") else None,
         owner=spec.owner,
+        availability_slo=spec.availability_slo if spec.HasField("availability_slo") else None,
     )
 
 
@@ -84,6 +128,7 @@ def _model_to(model: objects.Model) -> objects_pb2.ModelSpec:
         outputs=[spec_to(tensor) for tensor in model.outputs],
         latency_slo=None if model.latency_slo_s is None else duration_to(model.latency_slo_s),
         owner=model.owner,
+        availability_slo=model.availability_slo,
     )
 
 
@@ -117,14 +162,48 @@ def _version_from(metadata: objects.Metadata, spec: objects_pb2.ModelVersionSpec
         quality=spec.quality if spec.HasField("quality") else None,
         quality_metric=spec.quality_metric,
         service_time_s=seconds_from(spec.service_time) if spec.HasField("service_time") else 0.010,
-        lineage=objects.Lineage(spec.lineage.code_commit, spec.lineage.data, spec.lineage.parent, spec.lineage.license),
-        warmup=tuple(
-            {
-                name: objects.WarmupTensor(tuple(tensor.shape), tensor.raw)
-                for name, tensor in sorted(sample.inputs.items())
-            }
-            for sample in spec.warmup
+        lineage=objects.Lineage(
+            code_commit=spec.lineage.code_commit,
+            data=spec.lineage.data,
+            parent=spec.lineage.parent,
+            license=spec.lineage.license,
+            dependencies=dict(spec.lineage.dependencies),
+            training_run=spec.lineage.training_run,
         ),
+        warmup=tuple(_tensors_from(sample.inputs) for sample in spec.warmup),
+        segment_qualities=tuple(
+            objects.SegmentQuality(place.task, place.segment, place.quality, place.metric)
+            for place in spec.segment_qualities
+        ),
+        failure_modes=tuple(spec.failure_modes),
+        owner=spec.owner,
+        smoke=_smoke_from(spec.smoke) if spec.HasField("smoke") else None,
+    )
+
+
+def _tensors_from(tensors: Mapping[str, objects_pb2.WarmupTensor]) -> dict[str, objects.WarmupTensor]:
+    return {name: objects.WarmupTensor(tuple(tensor.shape), tensor.raw) for name, tensor in sorted(tensors.items())}
+
+
+def _tensors_to(tensors: Mapping[str, objects.WarmupTensor]) -> dict[str, objects_pb2.WarmupTensor]:
+    return {name: objects_pb2.WarmupTensor(shape=tensor.shape, raw=tensor.raw) for name, tensor in tensors.items()}
+
+
+def _smoke_from(test: objects_pb2.SmokeTest) -> objects.SmokeTest:
+    return objects.SmokeTest(
+        inputs=_tensors_from(test.inputs),
+        outputs=_tensors_from(test.outputs),
+        tolerance=test.tolerance,
+        max_latency_s=seconds_from(test.max_latency) if test.HasField("max_latency") else None,
+    )
+
+
+def _smoke_to(test: objects.SmokeTest) -> objects_pb2.SmokeTest:
+    return objects_pb2.SmokeTest(
+        inputs=_tensors_to(test.inputs),
+        outputs=_tensors_to(test.outputs),
+        tolerance=test.tolerance,
+        max_latency=None if test.max_latency_s is None else duration_to(test.max_latency_s),
     )
 
 
@@ -154,80 +233,20 @@ def _version_to(version: objects.ModelVersion) -> objects_pb2.ModelVersionSpec:
             data=version.lineage.data,
             parent=version.lineage.parent,
             license=version.lineage.license,
+            dependencies=dict(version.lineage.dependencies),
+            training_run=version.lineage.training_run,
         ),
-        warmup=[
-            objects_pb2.WarmupSample(
-                inputs={
-                    name: objects_pb2.WarmupTensor(shape=tensor.shape, raw=tensor.raw)
-                    for name, tensor in sample.items()
-                }
+        warmup=[objects_pb2.WarmupSample(inputs=_tensors_to(sample)) for sample in version.warmup],
+        segment_qualities=[
+            objects_pb2.SegmentQuality(
+                task=place.task, segment=place.segment, quality=place.quality, metric=place.metric
             )
-            for sample in version.warmup
+            for place in version.segment_qualities
         ],
+        failure_modes=version.failure_modes,
+        owner=version.owner,
+        smoke=None if version.smoke is None else _smoke_to(version.smoke),
     )
-
-
-def _target_from(target: objects_pb2.RouteTarget) -> objects.RouteTarget:
-    return objects.RouteTarget(target.model, target.version)
-
-
-def _target_to(target: objects.RouteTarget) -> objects_pb2.RouteTarget:
-    return objects_pb2.RouteTarget(model=target.model, version=target.version)
-
-
-def _route_from(metadata: objects.Metadata, spec: objects_pb2.RouteSpec) -> objects.Route:
-    strategy: objects.Single | objects.Choose
-    match spec.WhichOneof("strategy"):
-        case "single":
-            strategy = objects.Single(_target_from(spec.single.target))
-        case "choose":
-            strategy = objects.Choose(
-                candidates=tuple(_target_from(target) for target in spec.choose.candidates),
-                quality_weight=spec.choose.quality_weight or 1.0,
-                cost_weight=spec.choose.cost_weight or 0.001,
-                latency_weight=spec.choose.latency_weight or 1.0,
-            )
-        case _:
-            raise InvalidRequest.of(
-                [Fault("route.strategy", f"route '{metadata.name}' has no strategy; set one of single, choose")]
-            )
-    default_timeout_s = (
-        seconds_from(spec.default_timeout) if spec.HasField("default_timeout") else objects.DEFAULT_TIMEOUT_S
-    )
-    return objects.Route(
-        metadata=metadata,
-        strategy=strategy,
-        description=spec.description,
-        default_timeout_s=default_timeout_s,
-        max_timeout_s=(
-            seconds_from(spec.max_timeout)
-            if spec.HasField("max_timeout")
-            else max(objects.MAX_TIMEOUT_S, default_timeout_s)
-        ),
-        max_attempts=spec.max_attempts or objects.DEFAULT_ATTEMPTS,
-    )
-
-
-def _route_to(route: objects.Route) -> objects_pb2.RouteSpec:
-    spec = objects_pb2.RouteSpec(
-        description=route.description,
-        default_timeout=duration_to(route.default_timeout_s),
-        max_timeout=duration_to(route.max_timeout_s),
-        max_attempts=route.max_attempts,
-    )
-    match route.strategy:
-        case objects.Single(target):
-            spec.single.target.CopyFrom(_target_to(target))
-        case objects.Choose(candidates, quality_weight, cost_weight, latency_weight):
-            spec.choose.CopyFrom(
-                objects_pb2.Choose(
-                    candidates=[_target_to(target) for target in candidates],
-                    quality_weight=quality_weight,
-                    cost_weight=cost_weight,
-                    latency_weight=latency_weight,
-                )
-            )
-    return spec
 
 
 def _pool_from(metadata: objects.Metadata, spec: objects_pb2.PoolSpec) -> objects.Pool:
@@ -240,6 +259,9 @@ def _pool_from(metadata: objects.Metadata, spec: objects_pb2.PoolSpec) -> object
         zone=spec.zone,
         description=spec.description,
         trusts_artifacts=spec.trusts_artifacts,
+        staging=spec.staging,
+        max_version_bytes=spec.max_version_bytes,
+        min_latency_slo_s=seconds_from(spec.min_latency_slo),
     )
 
 
@@ -252,4 +274,7 @@ def _pool_to(pool: objects.Pool) -> objects_pb2.PoolSpec:
         min_hosts=pool.min_hosts,
         max_hosts=pool.max_hosts,
         trusts_artifacts=pool.trusts_artifacts,
+        staging=pool.staging,
+        max_version_bytes=pool.max_version_bytes,
+        min_latency_slo=duration_to(pool.min_latency_slo_s) if pool.min_latency_slo_s else None,
     )

@@ -193,6 +193,12 @@ class NotLeader(YardError):
     reason = "NOT_LEADER"
 
 
+class GateFailed(YardError):
+    """A check that stands before the change did not pass; nothing was changed."""
+
+    reason = "GATE_FAILED"
+
+
 class Internal(YardError):
     """Something unexpected; its text stays in the logs."""
 

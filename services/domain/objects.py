@@ -1,6 +1,7 @@
 """What the mesh should be: the object kinds, how they are named, and what they refer to.
 
-What makes a set of them valid is in `validation`.
+What makes a set of them valid is in `validation`. What routes, policies and tenants are made of is in
+`strategies` and `tenancy`; the strategies' names can be had from here too, as parts of a Route.
 """
 
 import re
@@ -9,13 +10,43 @@ from dataclasses import dataclass, field
 
 from services.domain.host import DeviceKind
 from services.domain.model import ModelKey, TensorSpec
+from services.domain.strategies import Choose, Fallback, Pipeline, RouteName, RouteTarget, Single, Strategy, named
+from services.domain.tenancy import Budget, HedgeRules, PriceRules, Quotas, RateLimit, RetryRules, Tier
+from services.domain.texts import is_dns_label
 
-KINDS = ("Model", "ModelVersion", "Pool", "Route")
+__all__ = [
+    "DEFAULT_ATTEMPTS",
+    "DEFAULT_TIMEOUT_S",
+    "KINDS",
+    "MAX_TIMEOUT_S",
+    "Artifact",
+    "Backend",
+    "Choose",
+    "Lineage",
+    "Metadata",
+    "Model",
+    "ModelVersion",
+    "Object",
+    "ObjectKey",
+    "Policy",
+    "Pool",
+    "Route",
+    "RouteTarget",
+    "SegmentQuality",
+    "Single",
+    "Tenant",
+    "WarmupTensor",
+    "is_dns_label",
+    "is_semver",
+    "references",
+    "semver_order",
+]
+
+KINDS = ("Model", "ModelVersion", "Policy", "Pool", "Route", "Tenant")
 DEFAULT_TIMEOUT_S = 30.0
 MAX_TIMEOUT_S = 300.0
 DEFAULT_ATTEMPTS = 3
 
-_DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _SEMVER = re.compile(
     r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)"
     r"(?:-((?:0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*)(?:\.(?:0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*))*))?"
@@ -44,11 +75,12 @@ class ObjectKey:
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What every object has."""
+    """What every object has; without a tenant it is shared."""
 
     name: str
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +95,7 @@ class Model:
     description: str = ""
     latency_slo_s: float | None = None
     owner: str = ""
+    availability_slo: float | None = None
 
     @property
     def key(self) -> ObjectKey:
@@ -97,6 +130,19 @@ class WarmupTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class SmokeTest:
+    """A sample that a version must answer on a staging host before it may land."""
+
+    inputs: Mapping[str, WarmupTensor]
+    outputs: Mapping[str, WarmupTensor]
+    """Expected; outputs that are not named may be anything."""
+    tolerance: float = 0.0
+    """Most that a number may be off."""
+    max_latency_s: float | None = None
+    """Most that the host may take, waiting and computing."""
+
+
+@dataclass(frozen=True, slots=True)
 class Lineage:
     """Where a version came from."""
 
@@ -104,6 +150,18 @@ class Lineage:
     data: str = ""
     parent: str = ""
     license: str = ""
+    dependencies: Mapping[str, str] = field(default_factory=dict)
+    training_run: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentQuality:
+    """Quality in one place: of a task, of a segment of users or inputs, or of both."""
+
+    task: str
+    segment: str
+    quality: float
+    metric: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +185,10 @@ class ModelVersion:
     service_time_s: float = 0.010
     lineage: Lineage = field(default_factory=Lineage)
     warmup: tuple[Mapping[str, WarmupTensor], ...] = ()
+    segment_qualities: tuple[SegmentQuality, ...] = ()
+    failure_modes: tuple[str, ...] = ()
+    owner: str = ""
+    smoke: SmokeTest | None = None
 
     @property
     def key(self) -> ObjectKey:
@@ -140,40 +202,20 @@ class ModelVersion:
 
 
 @dataclass(frozen=True, slots=True)
-class RouteTarget:
-    """A model, or one version of it."""
-
-    model: str
-    version: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Single:
-    """Always the same model."""
-
-    target: RouteTarget
-
-
-@dataclass(frozen=True, slots=True)
-class Choose:
-    """The candidate of highest utility, scored for each call."""
-
-    candidates: tuple[RouteTarget, ...]
-    quality_weight: float = 1.0
-    cost_weight: float = 0.001
-    latency_weight: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
 class Route:
     """The name callers use, and how a model behind it is chosen."""
 
     metadata: Metadata
-    strategy: Single | Choose
+    strategy: Strategy
     description: str = ""
     default_timeout_s: float = DEFAULT_TIMEOUT_S
     max_timeout_s: float = MAX_TIMEOUT_S
     max_attempts: int = DEFAULT_ATTEMPTS
+    policy: str = ""
+    owner: str = ""
+    protected: bool = False
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
 
     @property
     def key(self) -> ObjectKey:
@@ -182,8 +224,15 @@ class Route:
 
     @property
     def targets(self) -> tuple[RouteTarget, ...]:
-        """Every model it may choose."""
-        return (self.strategy.target,) if isinstance(self.strategy, Single) else self.strategy.candidates
+        """Every model it names itself."""
+        return tuple(callee for _, callee in named(self.strategy) if isinstance(callee, RouteTarget))
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        """Every route it names; only few strategies can."""
+        if not isinstance(self.strategy, Fallback | Pipeline):
+            return ()
+        return tuple(callee.route for _, callee in named(self.strategy) if isinstance(callee, RouteName))
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +247,12 @@ class Pool:
     zone: str = ""
     description: str = ""
     trusts_artifacts: bool = False
+    staging: bool = False
+    """Whether only the registry loads anything on its hosts, to test it."""
+    max_version_bytes: int = 0
+    """Most memory that a version in it may declare; 0 is no limit."""
+    min_latency_slo_s: float = 0.0
+    """Tightest latency that the models of its versions may promise; 0 is no limit."""
 
     @property
     def key(self) -> ObjectKey:
@@ -205,7 +260,45 @@ class Pool:
         return ObjectKey("Pool", self.metadata.name)
 
 
-Object = Model | ModelVersion | Pool | Route
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The rules that calls live by."""
+
+    metadata: Metadata
+    tiers: tuple[Tier, ...]
+    description: str = ""
+    default_tier: str = ""
+    retry: RetryRules = field(default_factory=RetryRules)
+    hedge: HedgeRules = field(default_factory=HedgeRules)
+    price: PriceRules = field(default_factory=PriceRules)
+
+    @property
+    def key(self) -> ObjectKey:
+        """Its identity."""
+        return ObjectKey("Policy", self.metadata.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Somebody whose objects and calls are kept apart from others'."""
+
+    metadata: Metadata
+    policy: str
+    tier: str
+    description: str = ""
+    owner: str = ""
+    quotas: Quotas = field(default_factory=Quotas)
+    rate_limit: RateLimit | None = None
+    max_in_flight: int = 0
+    budget: Budget | None = None
+
+    @property
+    def key(self) -> ObjectKey:
+        """Its identity."""
+        return ObjectKey("Tenant", self.metadata.name)
+
+
+Object = Model | ModelVersion | Policy | Pool | Route | Tenant
 
 
 def is_semver(version: str) -> bool:
@@ -225,20 +318,25 @@ def semver_order(version: str) -> tuple[tuple[int, int, int], bool, tuple[tuple[
     return (release, False, parts)
 
 
-def is_dns_label(name: str) -> bool:
-    """Whether `name` may name an object."""
-    return _DNS_LABEL.fullmatch(name) is not None
-
-
 def references(item: Object) -> tuple[ObjectKey, ...]:
     """Keys of the objects that `item` needs, each once: those that may not be deleted while it stays."""
+    needs: list[ObjectKey] = []
     match item:
         case ModelVersion():
-            pool = (ObjectKey("Pool", item.pool),) if item.pool else ()
-            return (ObjectKey("Model", item.metadata.name), *pool)
+            needs.append(ObjectKey("Model", item.metadata.name))
+            if item.pool:
+                needs.append(ObjectKey("Pool", item.pool))
         case Route():
-            models = [ObjectKey("Model", target.model) for target in item.targets]
-            versions = [ObjectKey("ModelVersion", t.model, t.version) for t in item.targets if t.version]
-            return tuple(dict.fromkeys([*models, *versions]))
+            targets = item.targets
+            needs += [ObjectKey("Model", target.model) for target in targets]
+            needs += [ObjectKey("ModelVersion", target.model, target.version) for target in targets if target.version]
+            needs += [ObjectKey("Route", name) for name in item.routes]
+            if item.policy:
+                needs.append(ObjectKey("Policy", item.policy))
+        case Tenant():
+            needs.append(ObjectKey("Policy", item.policy))
         case _:
-            return ()
+            pass
+    if item.metadata.tenant:
+        needs.append(ObjectKey("Tenant", item.metadata.tenant))
+    return tuple(dict.fromkeys(needs))

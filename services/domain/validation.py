@@ -1,32 +1,62 @@
 """What makes a set of objects valid.
 
-Looks at single objects and at what they refer to, and returns every fault, not the first.
-Fault paths follow the protobuf message, such as `model_version.artifact.sha256`.
+Returns every fault, not the first. Fault paths follow the protobuf message, such as `model_version.artifact.sha256`.
+Here stand the whole and the kinds Model, ModelVersion and Pool; Routes are in `route_validation`, Policies and Tenants
+in `tenancy_validation`, and what objects refer to in `cross_references`.
 """
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+from services.domain.cross_references import reference_faults
 from services.domain.errors import Fault
-from services.domain.model import ITEM_BYTES, MAX_RANK, TensorSpec
 from services.domain.objects import (
     Artifact,
-    Choose,
+    Lineage,
     Metadata,
     Model,
     ModelVersion,
     Object,
     ObjectKey,
+    Policy,
     Pool,
     Route,
-    Single,
-    is_dns_label,
+    SegmentQuality,
+    SmokeTest,
+    Tenant,
     is_semver,
+)
+from services.domain.route_validation import route_faults
+from services.domain.schemas import tensor_spec_faults
+from services.domain.tenancy_validation import policy_faults, tenant_faults
+from services.domain.texts import (
+    MAX_NAME_LENGTH,
+    annotation_faults,
+    label_faults,
+    line_faults,
+    name_faults,
+    note_faults,
+    shown,
+    too_many,
 )
 
 BACKENDS = ("identity", "onnxruntime", "sklearn", "torch")
 
+MAX_FILES = 64
+"""Most further files of one version."""
+
+MAX_OPTIONS = 256
+"""Most settings of a backend."""
+
+MAX_URI_LENGTH = 4096
+MAX_DEPENDENCIES = 256
+MAX_SEGMENTS = 256
+MAX_FAILURE_MODES = 64
+MAX_FAILURE_LENGTH = 1024
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def validate(objects: Mapping[ObjectKey, Object], changed: Iterable[ObjectKey]) -> dict[ObjectKey, list[Fault]]:
@@ -45,78 +75,60 @@ def validate(objects: Mapping[ObjectKey, Object], changed: Iterable[ObjectKey]) 
         item = objects.get(key)
         if item is not None and (own := object_faults(item)):
             faults.setdefault(key, []).extend(own)
-    models = {key.name: item for key, item in objects.items() if isinstance(item, Model)}
-    versions: dict[str, set[str]] = {}
-    for key, item in objects.items():
-        if isinstance(item, ModelVersion):
-            versions.setdefault(key.name, set()).add(item.version)
-    pools = {key.name: item for key, item in objects.items() if isinstance(item, Pool)}
-    for key, item in objects.items():
-        if broken := _reference_faults(item, models, versions, pools):
-            faults.setdefault(key, []).extend(broken)
+    for key, broken in reference_faults(objects).items():
+        faults.setdefault(key, []).extend(broken)
     return faults
 
 
 def object_faults(item: Object) -> list[Fault]:
     """Everything wrong with one object by itself."""
-    faults = _metadata_faults(item.metadata)
+    faults = metadata_faults(item.metadata)
     match item:
         case Model():
             faults += _model_faults(item)
         case ModelVersion():
             faults += _version_faults(item)
         case Route():
-            faults += _route_faults(item)
+            faults += route_faults(item)
         case Pool():
             faults += _pool_faults(item)
+        case Policy():
+            faults += policy_faults(item)
+        case Tenant():
+            faults += tenant_faults(item)
     return faults
 
 
-def _metadata_faults(metadata: Metadata) -> list[Fault]:
-    if is_dns_label(metadata.name):
-        return []
+def metadata_faults(metadata: Metadata) -> list[Fault]:
+    """Everything wrong with what every object has."""
     return [
-        Fault(
-            "metadata.name",
-            f"'{metadata.name}' must be 1 to 63 lower-case letters, digits and hyphens, not at either end a hyphen",
-        )
+        *name_faults(metadata.name, "metadata.name"),
+        *label_faults(metadata.labels, "metadata.labels"),
+        *annotation_faults(metadata.annotations, "metadata.annotations"),
+        *(name_faults(metadata.tenant, "metadata.tenant") if metadata.tenant else ()),
     ]
 
 
-def _tensor_spec_faults(specs: tuple[TensorSpec, ...], path: str) -> list[Fault]:
-    if not specs:
-        return [Fault(path, "at least one is needed")]
-    faults = []
-    seen: set[str] = set()
-    for index, spec in enumerate(specs):
-        at = f"{path}[{index}]"
-        if not spec.name:
-            faults.append(Fault(f"{at}.name", "must not be empty"))
-        elif spec.name in seen:
-            faults.append(Fault(f"{at}.name", f"'{spec.name}' stands twice"))
-        seen.add(spec.name)
-        if spec.datatype not in ITEM_BYTES:
-            faults.append(Fault(f"{at}.datatype", f"'{spec.datatype}' is none of {', '.join(ITEM_BYTES)}"))
-        if len(spec.shape) > MAX_RANK:
-            faults.append(Fault(f"{at}.shape", f"rank {len(spec.shape)} is over {MAX_RANK}"))
-        if any(size < -1 or size == 0 for size in spec.shape):
-            faults.append(Fault(f"{at}.shape", f"{list(spec.shape)}: a dimension is positive, or -1 for any size"))
-    return faults
-
-
 def _model_faults(model: Model) -> list[Fault]:
-    faults = _tensor_spec_faults(model.inputs, "model.inputs") + _tensor_spec_faults(model.outputs, "model.outputs")
+    faults = tensor_spec_faults(model.inputs, "model.inputs") + tensor_spec_faults(model.outputs, "model.outputs")
+    faults += note_faults(model.description, "model.description")
+    for field, text in (("task", model.task), ("modality", model.modality), ("owner", model.owner)):
+        faults += line_faults(text, f"model.{field}")
     if model.latency_slo_s is not None and model.latency_slo_s <= 0:
         faults.append(Fault("model.latency_slo", f"{model.latency_slo_s} s must be positive"))
+    if model.availability_slo is not None and not 0.0 < model.availability_slo < 1.0:
+        faults.append(Fault("model.availability_slo", f"{model.availability_slo} must be in (0, 1), such as 0.999"))
     return faults
 
 
 def _artifact_faults(artifact: Artifact, path: str) -> list[Fault]:
     faults = []
     if not artifact.uri.startswith("file:/"):
-        faults.append(Fault(f"{path}.uri", f"'{artifact.uri}' must be 'file:' and an absolute path"))
+        faults.append(Fault(f"{path}.uri", f"{shown(artifact.uri)} must be 'file:' and an absolute path"))
     elif ".." in artifact.uri.split("/"):
-        faults.append(Fault(f"{path}.uri", f"'{artifact.uri}' must not contain '..'"))
+        faults.append(Fault(f"{path}.uri", f"{shown(artifact.uri)} must not contain '..'"))
+    else:
+        faults += line_faults(artifact.uri, f"{path}.uri", most=MAX_URI_LENGTH)
     if not _SHA256.fullmatch(artifact.sha256):
         faults.append(Fault(f"{path}.sha256", "must be 64 lower-case hexadecimal digits"))
     return faults
@@ -126,19 +138,26 @@ def _version_faults(version: ModelVersion) -> list[Fault]:
     at = "model_version"
     faults = []
     if not is_semver(version.version):
-        faults.append(Fault(f"{at}.version", f"'{version.version}' is no semantic version such as 1.0.0"))
+        faults.append(Fault(f"{at}.version", f"{shown(version.version)} is no semantic version such as 1.0.0"))
+    else:
+        faults += line_faults(version.version, f"{at}.version", most=MAX_NAME_LENGTH)
     if version.backend.name not in BACKENDS:
-        faults.append(Fault(f"{at}.backend.name", f"'{version.backend.name}' is none of {', '.join(BACKENDS)}"))
+        faults.append(Fault(f"{at}.backend.name", f"{shown(version.backend.name)} is none of {', '.join(BACKENDS)}"))
     if version.backend.name == "torch" and not version.backend.architecture:
         faults.append(Fault(f"{at}.backend.architecture", "torch needs the name of a registered architecture"))
     if version.artifact is not None:
         faults += _artifact_faults(version.artifact, f"{at}.artifact")
     elif version.backend.name in ("onnxruntime", "sklearn", "torch"):
         faults.append(Fault(f"{at}.artifact", f"{version.backend.name} needs an artifact"))
-    for name, artifact in version.files.items():
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            faults.append(Fault(f"{at}.files", f"'{name}' must be a plain file name"))
-        faults += _artifact_faults(artifact, f"{at}.files[{name}]")
+    if len(version.backend.options) > MAX_OPTIONS:
+        faults.append(too_many(len(version.backend.options), MAX_OPTIONS, f"{at}.backend.options"))
+    if len(version.files) > MAX_FILES:
+        faults.append(too_many(len(version.files), MAX_FILES, f"{at}.files"))
+    else:
+        for name, artifact in version.files.items():
+            if not _FILE_NAME.fullmatch(name):
+                faults.append(Fault(f"{at}.files", f"{shown(name)} must be a plain file name"))
+            faults += _artifact_faults(artifact, f"{at}.files[{shown(name)[1:-1]}]")
     for path, value in (
         ("resources.memory_bytes", version.memory_bytes),
         ("batching.max_batch_size", version.max_batch_size),
@@ -152,99 +171,86 @@ def _version_faults(version: ModelVersion) -> list[Fault]:
         faults.append(Fault(f"{at}.service_time", f"{version.service_time_s} s must be positive"))
     if version.quality is not None and not 0.0 <= version.quality <= 1.0:
         faults.append(Fault(f"{at}.quality", f"{version.quality} must be in [0, 1]"))
+    faults += line_faults(version.quality_metric, f"{at}.quality_metric") + line_faults(version.owner, f"{at}.owner")
+    faults += _segment_faults(version.segment_qualities, f"{at}.segment_qualities")
+    if len(version.failure_modes) > MAX_FAILURE_MODES:
+        faults.append(too_many(len(version.failure_modes), MAX_FAILURE_MODES, f"{at}.failure_modes"))
+    else:
+        for index, text in enumerate(version.failure_modes):
+            faults += line_faults(text, f"{at}.failure_modes[{index}]", most=MAX_FAILURE_LENGTH, needed=True)
+    if version.smoke is not None:
+        faults += _smoke_faults(version.smoke)
+    return faults + _lineage_faults(version, version.lineage, f"{at}.lineage")
+
+
+def _segment_faults(places: Sequence[SegmentQuality], path: str) -> list[Fault]:
+    if len(places) > MAX_SEGMENTS:
+        return [too_many(len(places), MAX_SEGMENTS, path)]
+    faults = []
+    seen: set[tuple[str, str]] = set()
+    for index, place in enumerate(places):
+        at = f"{path}[{index}]"
+        faults += line_faults(place.task, f"{at}.task") + line_faults(place.segment, f"{at}.segment")
+        faults += line_faults(place.metric, f"{at}.metric")
+        if not (place.task or place.segment):
+            faults.append(Fault(at, "names neither a task nor a segment; what holds everywhere is 'quality'"))
+        if (place.task, place.segment) in seen:
+            faults.append(Fault(at, f"task {shown(place.task)}, segment {shown(place.segment)} stands twice"))
+        seen.add((place.task, place.segment))
+        if not 0.0 <= place.quality <= 1.0:
+            faults.append(Fault(f"{at}.quality", f"{place.quality} must be in [0, 1]"))
     return faults
 
 
-def _route_faults(route: Route) -> list[Fault]:
+def _lineage_faults(version: ModelVersion, lineage: Lineage, at: str) -> list[Fault]:
     faults = []
-    if not route.targets:
-        faults.append(Fault("route.choose.candidates", "at least one is needed"))
-    if isinstance(route.strategy, Choose):
-        for path, weight in (
-            ("quality_weight", route.strategy.quality_weight),
-            ("cost_weight", route.strategy.cost_weight),
-            ("latency_weight", route.strategy.latency_weight),
-        ):
-            if not 0.0 <= weight < float("inf"):
-                faults.append(Fault(f"route.choose.{path}", f"{weight} must be finite and not negative"))
-    if route.default_timeout_s <= 0:
-        faults.append(Fault("route.default_timeout", f"{route.default_timeout_s} s must be positive"))
-    if route.max_timeout_s < route.default_timeout_s:
-        faults.append(
-            Fault(
-                "route.max_timeout",
-                f"{route.max_timeout_s} s must not be below the default of {route.default_timeout_s} s",
-            )
-        )
-    if not 1 <= route.max_attempts <= 10:
-        faults.append(Fault("route.max_attempts", f"{route.max_attempts} must be in 1 to 10"))
+    for field, text in (
+        ("code_commit", lineage.code_commit),
+        ("parent", lineage.parent),
+        ("license", lineage.license),
+        ("training_run", lineage.training_run),
+    ):
+        faults += line_faults(text, f"{at}.{field}")
+    faults += note_faults(lineage.data, f"{at}.data")
+    if lineage.parent in (version.version, str(version.model_key)):
+        faults.append(Fault(f"{at}.parent", f"{shown(lineage.parent)} is the version itself"))
+    if len(lineage.dependencies) > MAX_DEPENDENCIES:
+        return [*faults, too_many(len(lineage.dependencies), MAX_DEPENDENCIES, f"{at}.dependencies")]
+    for name, needed in sorted(lineage.dependencies.items()):
+        path = f"{at}.dependencies[{shown(name)[1:-1]}]"
+        faults += line_faults(name, path, most=MAX_NAME_LENGTH, needed=True)
+        faults += line_faults(needed, path, needed=True)
     return faults
 
 
 def _pool_faults(pool: Pool) -> list[Fault]:
-    faults = []
+    faults = note_faults(pool.description, "pool.description") + line_faults(pool.zone, "pool.zone")
     if pool.memory_bytes <= 0:
         faults.append(Fault("pool.memory_bytes", f"{pool.memory_bytes} must be positive"))
     if pool.min_hosts < 0:
         faults.append(Fault("pool.min_hosts", f"{pool.min_hosts} must not be negative"))
     if pool.max_hosts < pool.min_hosts:
         faults.append(Fault("pool.max_hosts", f"{pool.max_hosts} must not be below min_hosts, {pool.min_hosts}"))
+    if pool.max_version_bytes < 0:
+        faults.append(Fault("pool.max_version_bytes", f"{pool.max_version_bytes} must not be negative"))
+    if pool.min_latency_slo_s < 0.0:
+        faults.append(Fault("pool.min_latency_slo", f"{pool.min_latency_slo_s:g} s must not be negative"))
     return faults
 
 
-def _reference_faults(
-    item: Object, models: Mapping[str, Model], versions: Mapping[str, set[str]], pools: Mapping[str, Pool]
-) -> list[Fault]:
-    match item:
-        case ModelVersion():
-            return _version_reference_faults(item, models, pools)
-        case Route():
-            return _route_reference_faults(item, models, versions)
-        case _:
-            return []
-
-
-def _version_reference_faults(
-    version: ModelVersion, models: Mapping[str, Model], pools: Mapping[str, Pool]
-) -> list[Fault]:
+def _smoke_faults(test: SmokeTest) -> list[Fault]:
+    at = "model_version.smoke"
     faults = []
-    name = version.metadata.name
-    if name not in models:
-        faults.append(Fault("metadata.name", f"there is no Model '{name}' for this version"))
-    if version.pool:
-        pool = pools.get(version.pool)
-        if pool is None:
-            faults.append(Fault("model_version.pool", f"there is no Pool '{version.pool}'"))
-        elif version.device_kind not in (None, pool.device_kind):
-            faults.append(Fault("model_version.pool", f"Pool '{version.pool}' has {pool.device_kind.value} devices"))
-        elif version.backend.executes_code and not pool.trusts_artifacts:
-            faults.append(
-                Fault("model_version.pool", f"Pool '{version.pool}' does not trust artifacts that execute code")
-            )
-    return faults
-
-
-def _route_reference_faults(route: Route, models: Mapping[str, Model], versions: Mapping[str, set[str]]) -> list[Fault]:
-    faults = []
-    path = "route.single.target" if isinstance(route.strategy, Single) else "route.choose.candidates"
-    schemas = set()
-    for index, target in enumerate(route.targets):
-        at = path if isinstance(route.strategy, Single) else f"{path}[{index}]"
-        model = models.get(target.model)
-        if model is None:
-            faults.append(Fault(f"{at}.model", f"there is no Model '{target.model}'"))
-            continue
-        if target.version and target.version not in versions.get(target.model, set()):
-            faults.append(Fault(f"{at}.version", f"Model '{target.model}' has no version '{target.version}'"))
-        schemas.add(frozenset((spec.name, spec.datatype, spec.shape) for spec in model.inputs))
-    if len(schemas) > 1:
-        faults.append(Fault(path, "its models take different inputs, so that no request could fit all of them"))
-    if route.metadata.name in models and any(target.model != route.metadata.name for target in route.targets):
-        faults.append(
-            Fault(
-                "metadata.name",
-                f"a Model is called '{route.metadata.name}' too, and is not among the route's own: callers could "
-                "not tell which of the two they name",
-            )
-        )
+    if not test.outputs:
+        faults.append(Fault(f"{at}.outputs", "at least one expected output is needed: else any answer would do"))
+    for side, tensors in (("inputs", test.inputs), ("outputs", test.outputs)):
+        faults += [
+            Fault(f"{at}.{side}[{name}].shape", f"{list(tensor.shape)}: a dimension must not be negative")
+            for name, tensor in tensors.items()
+            if any(size < 0 for size in tensor.shape)
+        ]
+    if not 0.0 <= test.tolerance < math.inf:
+        faults.append(Fault(f"{at}.tolerance", f"{test.tolerance} must be finite and not negative"))
+    if test.max_latency_s is not None and not test.max_latency_s > 0.0:
+        faults.append(Fault(f"{at}.max_latency", f"{test.max_latency_s:g} s must be positive"))
     return faults

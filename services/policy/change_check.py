@@ -5,11 +5,12 @@ request is to blame. Stored sizes, revisions and request ids are the registry's 
 """
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from services.domain.errors import Fault
-from services.domain.objects import KINDS, Object, ObjectKey, Route, references
+from services.domain.objects import KINDS, Object, ObjectKey, Route, Tenant, is_semver, references
+from services.domain.texts import is_dns_label, name_faults, shown
 from services.domain.validation import object_faults, validate
 from services.policy.tree_diff import immutable_changes
 
@@ -79,7 +80,7 @@ def _immutability_faults(before: Object | None, after: Object) -> list[Fault]:
         Fault(
             change.path,
             f"cannot change from '{change.before}' to '{change.after}': a ModelVersion is immutable but for "
-            "min_replicas, labels and annotations; make it a new version",
+            "min_replicas, failure_modes, owner, labels, annotations and tenant; make it a new version",
         )
         for change in immutable_changes(before, after)
     ]
@@ -98,7 +99,11 @@ def _delete_faults(
         elif key in place:
             faults.append(Fault(at, f"{key} is both applied, at objects[{place[key]}], and deleted"))
         elif key.kind not in KINDS:
-            faults.append(Fault(f"{at}.kind", f"'{key.kind}' is none of {', '.join(KINDS)}"))
+            faults.append(Fault(f"{at}.kind", f"{shown(key.kind)} is none of {', '.join(KINDS)}"))
+        elif not is_dns_label(key.name):
+            faults += name_faults(key.name, f"{at}.name")
+        elif key.version and not (key.kind == "ModelVersion" and is_semver(key.version)):
+            faults.append(Fault(f"{at}.version", f"{shown(key.version)} is no version of a {key.kind}"))
         elif key not in before:
             faults.append(Fault(at, f"there is no {key} to delete; {nearest(key, before)}"))
     return faults
@@ -133,7 +138,13 @@ def _reference_faults(
     faults: list[Fault] = []
     gone = {key: index for index, key in enumerate(deletes) if key in before and key not in after}
     users: dict[ObjectKey, list[str]] = {}
-    for key, broken in validate(after, ()).items():
+    found = validate(after, ())
+    # What the state held before, under rules that may have been looser, is no fault of this change.
+    known = {} if place.keys() >= found.keys() else validate(before, ())
+    for key, all_broken in found.items():
+        broken = all_broken if key in place else [fault for fault in all_broken if fault not in known.get(key, ())]
+        if not broken:
+            continue
         needs = references(after[key])
         if not unread.isdisjoint(needs):
             continue  # what is missing stands in the request, and could not be read
@@ -144,7 +155,7 @@ def _reference_faults(
         for need in lost:
             users.setdefault(need, []).append(str(key))
         if not lost:
-            cause = next((place[need] for need in _causes(after[key]) if need in place), None)
+            cause = next((place[one] for one in _causes(after[key], after, place) if one in place), None)
             at = "" if cause is None else f"objects[{cause}]"
             faults += [Fault(at, f"would break {key}: {fault}") for fault in broken]
     for key, names in users.items():
@@ -153,8 +164,19 @@ def _reference_faults(
     return faults
 
 
-def _causes(item: Object) -> tuple[ObjectKey, ...]:
-    """Objects whose change can break `item`."""
-    # A route and a model may share a name only if the route may choose that model.
-    namesake = (ObjectKey("Model", item.metadata.name),) if isinstance(item, Route) else ()
-    return (*references(item), *namesake)
+def _causes(item: Object, after: Mapping[ObjectKey, Object], place: Iterable[ObjectKey]) -> Iterator[ObjectKey]:
+    """Objects whose change can break `item`: what it leads to over however many routes comes last."""
+    seen: set[ObjectKey] = set()
+    rest: list[Object] = [item]
+    while rest:
+        needs = [need for need in references(rest.pop()) if need not in seen]
+        seen.update(needs)
+        yield from needs
+        rest += [after[need] for need in needs if need.kind == "Route" and need in after]
+    if isinstance(item, Route):
+        # A route and a model may share a name only if the route may choose that model.
+        yield ObjectKey("Model", item.metadata.name)
+    if isinstance(item, Tenant):
+        # It may have come to have more than its quotas.
+        name = item.metadata.name
+        yield from (key for key in place if key in after and after[key].metadata.tenant == name)

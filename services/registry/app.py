@@ -12,14 +12,17 @@ from services.chassis.server import DeadlineRule, Server
 from services.chassis.telemetry import Telemetry
 from services.domain.clock import SystemClock
 from services.registry.apply import Applier
+from services.registry.attempt_log import AttemptLog
 from services.registry.collecting import Collector
 from services.registry.config import Config
+from services.registry.gates import Gates
 from services.registry.history import History
 from services.registry.host_memory import HostMemory
 from services.registry.host_orders import HostOrders
 from services.registry.leases import HostLeases
 from services.registry.object_store import ObjectStore
 from services.registry.servicer import RegistryServicer
+from services.registry.smoke import SmokeRunner
 from services.registry.upkeep import Upkeep
 from services.registry.values import Values
 from services.registry.watch_hub import WatchHub
@@ -49,12 +52,22 @@ async def start(config: Config, process: Process) -> None:
     orders = HostOrders(client=client, clock=clock)
     leases = HostLeases(client=client, clock=clock, orders=orders)
     hub = WatchHub(revisions=store, hosts=leases, clock=clock)
-    applier = Applier(store=store, clock=clock, new_request_id=lambda: f"registry-{uuid.uuid4()}")
     values = Values(client=client, clock=clock)
+    attempts = AttemptLog(values=values, clock=clock)
+    gates = Gates(attempts=attempts, smoke=SmokeRunner(hosts=lambda: hub.known_hosts, clock=clock))
+    applier = Applier(store=store, gates=gates, clock=clock, new_request_id=lambda: f"registry-{uuid.uuid4()}")
     memory = HostMemory(values=values, clock=clock)
     history = History(values=values, applier=applier, clock=clock)
     servicer = RegistryServicer(
-        applier=applier, store=store, hub=hub, leases=leases, orders=orders, memory=memory, history=history, clock=clock
+        applier=applier,
+        store=store,
+        hub=hub,
+        leases=leases,
+        orders=orders,
+        memory=memory,
+        history=history,
+        attempts=attempts,
+        clock=clock,
     )
 
     process.spawn("store watch", hub.run())
@@ -72,6 +85,7 @@ async def start(config: Config, process: Process) -> None:
         election=election,
         collector=Collector(values=values, clock=clock, keep_revisions=config.keep_revisions),
         memory=memory,
+        attempts=attempts,
         client=client,
         clock=clock,
         collect_every_s=config.collect_every_s,

@@ -8,7 +8,7 @@ import asyncio
 import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Generic
 
 from services.domain.clock import Clock
@@ -23,7 +23,9 @@ from services.domain.errors import (
 )
 from services.domain.objects import Object, ObjectKey
 from services.policy.change_check import Submitted, check
+from services.policy.gating import Finding, Review, digest_of
 from services.policy.tree_diff import Change, diff, with_fields
+from services.registry.gates import Gates
 from services.registry.ports import D, Done, E, Note, Outcome, S, State, Store
 
 MAX_OBJECT_BYTES = 1 << 20
@@ -81,20 +83,44 @@ class Applied:
     revision: int
     """The head after it."""
     changes: tuple[Change, ...]
+    findings: tuple[Finding, ...] = ()
+    """What its gates found."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A command on its way."""
+
+    command: Command
+    note: Note
+    faults: Sequence[Fault]
+    """Of the request itself."""
+    deadline: Deadline
+    cleared: dict[str, tuple[Finding, ...]] = field(default_factory=dict)
+    """What was found of changes that have passed their gates, by digest."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ungated:
+    """A change that has yet to pass its gates."""
+
+    review: Review
 
 
 class Applier(Generic[S, E, D]):
     """Applies one command after the other; any number of replicas may do so at once."""
 
-    def __init__(self, *, store: Store[S, E, D], clock: Clock, new_request_id: Callable[[], str]) -> None:
+    def __init__(self, *, store: Store[S, E, D], gates: Gates, clock: Clock, new_request_id: Callable[[], str]) -> None:
         """Store the arguments.
 
         Args:
             store: Where revisions are kept.
+            gates: What stands before a change.
             clock: Time.
             new_request_id: Makes an id that nobody else makes, for requests without one.
         """
         self._store = store
+        self._gates = gates
         self._clock = clock
         self._new_request_id = new_request_id
         self._turn = asyncio.Lock()
@@ -106,6 +132,7 @@ class Applier(Generic[S, E, D]):
             InvalidRequest: With every fault.
             RevisionMoved: The head is not the one expected.
             RevisionNotFound: There is none to take over.
+            GateFailed: A gate kept it out; the attempt is kept.
             StoreUnavailable: Not done; or not known, and then the message says so.
             BudgetExhausted: The deadline came first; nothing was done.
         """
@@ -117,10 +144,16 @@ class Applier(Generic[S, E, D]):
             # Asked before queueing, so that callers learn of an outage at once and not one after the other.
             await self._store.find(request_id, timeout_s=_step_s(deadline))
         unsure = False
+        case = _Case(command, note, faults, deadline)
         while True:
             try:
                 async with _Turn(self._turn, deadline):
-                    outcome = await self._attempt(command, note, faults, deadline)
+                    outcome = await self._attempt(case)
+                if isinstance(outcome, _Ungated):
+                    # Without the turn: a smoke test takes seconds. Should the head move meanwhile so that the change
+                    # is another one, that one has to pass too.
+                    case.cleared[outcome.review.digest] = await self._pass_gates(outcome.review, case)
+                    continue
             except (StoreUnavailable, BudgetExhausted) as error:
                 if not unsure:
                     raise
@@ -137,36 +170,49 @@ class Applier(Generic[S, E, D]):
                     raise _unsure(command, request_id)
                 await self._clock.sleep(REST_S)
 
-    async def _attempt(
-        self, command: Command, note: Note, request_faults: Sequence[Fault], deadline: Deadline
-    ) -> Applied | Outcome:
+    async def _pass_gates(self, review: Review, case: _Case) -> tuple[Finding, ...]:
+        return await self._gates.pass_through(
+            review,
+            reason=case.note.reason,
+            request_id=case.note.request_id,
+            dry_run=case.command.dry_run,
+            step_s=_step_s(case.deadline),
+            left_s=case.deadline.for_hop(reserve_s=STORE_TIMEOUT_S),
+        )
+
+    async def _attempt(self, case: _Case) -> Applied | Outcome | _Ungated:
         """One pass through the order of events."""
+        command, note, deadline = case.command, case.note, case.deadline
         store = self._store
         found = await store.find(note.request_id, timeout_s=_step_s(deadline))
         state = found.state
         if found.done is not None and not command.dry_run:
             return await self._first_result(found.done, deadline)
-        if command.expected_revision not in (0, state.revision) and not request_faults:
+        if command.expected_revision not in (0, state.revision) and not case.faults:
             raise await self._moved(command.expected_revision, state, deadline)
-        if not request_faults:
+        if not case.faults:
             command = await self._resolved(command, state, deadline)
 
         size = len(state.objects) + ENCODING_COST * len(command.submitted)
-        plan = functools.partial(self._plan, state, command, note, request_faults)
+        plan = functools.partial(self._plan, state, command, note, case.faults)
         # What is large is planned in a thread, so that watches and reports go on meanwhile.
-        changes, draft = await asyncio.to_thread(plan) if size > LARGE else plan()
+        draft, review = await asyncio.to_thread(plan) if size > LARGE else plan()
+        changes = tuple(review.changes)
+        findings = case.cleared.get(review.digest)
+        if findings is None:
+            findings = self._gates.at_once(review)
+            if findings is None:
+                return _Ungated(review)
         if command.dry_run or not (changes or command.request_id):
-            return Applied(state.revision, changes)
+            return Applied(state.revision, changes, findings)
         await store.write(draft, timeout_s=_step_s(deadline))
         outcome = await store.advance(draft, timeout_s=_step_s(deadline))
         if outcome is Outcome.MOVED:
-            return Applied(state.revision + 1 if changes else state.revision, changes)
+            return Applied(state.revision + 1 if changes else state.revision, changes, findings)
         return outcome
 
-    def _plan(
-        self, state: S, command: Command, note: Note, request_faults: Sequence[Fault]
-    ) -> tuple[tuple[Change, ...], D]:
-        """What the command changes, and the revision that would do so; touches nothing shared.
+    def _plan(self, state: S, command: Command, note: Note, request_faults: Sequence[Fault]) -> tuple[D, Review]:
+        """The revision that the command would make, and what it changes; touches nothing shared.
 
         Raises:
             InvalidRequest: With every fault.
@@ -189,12 +235,18 @@ class Applier(Generic[S, E, D]):
             if entry.item is not None and stored is not None:
                 after[entry.key], upserts[entry.key] = entry.item, stored
         touched = (*after, *command.deletes)
-        changes = diff(
-            {key: digest for key in touched if (digest := state.digest_of(key)) is not None},
-            {key: stored.digest for key, stored in upserts.items()},
-        )
+        before = {key: digest for key in touched if (digest := state.digest_of(key)) is not None}
+        digests = {key: stored.digest for key, stored in upserts.items()}
+        changes = diff(before, digests)
         draft = self._store.draft(state, upserts, changes, note)
-        return tuple(with_fields(change, state.objects, after) for change in changes), draft
+        review = Review(
+            before=state.objects,
+            touched={change.key: after.get(change.key) for change in changes},
+            changes=tuple(with_fields(change, state.objects, after) for change in changes),
+            author=note.author,
+            digest=digest_of(changes, before, digests),
+        )
+        return draft, review
 
     async def _resolved(self, command: Command, state: S, deadline: Deadline) -> Command:
         """What the command comes down to at `state`: objects and deletions."""

@@ -39,6 +39,11 @@ HOST_ORDERS = f"{PREFIX}hosts/orders/"
 KNOWN_HOSTS = f"{PREFIX}hosts/known/"
 """Hosts as they were last; kept for a while after they are gone."""
 
+ATTEMPTS = f"{PREFIX}attempts/"
+"""Changes that a gate kept out; ids sort by time."""
+
+APPROVALS = f"{PREFIX}approvals/"
+
 PLAN = f"{PREFIX}live/plan"
 PLANNER_ELECTION = f"{PREFIX}elections/resource-manager/"
 
@@ -64,6 +69,16 @@ def revision_key(number: int) -> str:
 def request_key(request_id: str) -> str:
     """Where it says how a request ended."""
     return f"{REQUESTS}{request_id}"
+
+
+def attempt_key(attempt_id: str) -> str:
+    """Where a change is that a gate kept out."""
+    return f"{ATTEMPTS}{attempt_id}"
+
+
+def approval_key(change_digest: str) -> str:
+    """Where it says who approved of a change."""
+    return f"{APPROVALS}{change_digest}"
 
 
 def host_key(host_id: str) -> str:

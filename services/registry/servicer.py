@@ -17,6 +17,7 @@ from services.domain.deadline import Deadline
 from services.domain.errors import Fault, InvalidRequest, RevisionNotFound
 from services.registry import bundle, lookup, wire
 from services.registry.apply import Applied, Applier, Command, changes_between
+from services.registry.attempt_log import AttemptLog
 from services.registry.history import History
 from services.registry.host_memory import HostMemory
 from services.registry.host_orders import HostOrders
@@ -55,6 +56,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         orders: HostOrders,
         memory: HostMemory,
         history: History,
+        attempts: AttemptLog,
         clock: Clock,
     ) -> None:
         """Store the arguments.
@@ -67,6 +69,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             orders: Knows what operators want of them.
             memory: Remembers those that are gone.
             history: Exports, imports and verifies all of it.
+            attempts: Knows what gates kept out.
             clock: Time.
         """
         self._applier = applier
@@ -76,6 +79,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         self._orders = orders
         self._memory = memory
         self._history = history
+        self._attempts = attempts
         self._clock = clock
 
     async def Apply(self, request: pb.ApplyRequest, context: Context) -> pb.ApplyResponse:
@@ -148,7 +152,23 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     async def Rollback(self, request: pb.RollbackRequest, context: Context) -> pb.RollbackResponse:
         """Take an older revision's state over."""
         applied = await self._apply(wire.rollback_from(request), context)
-        return pb.RollbackResponse(revision=applied.revision, changes=wire.changes_to(applied.changes))
+        return pb.RollbackResponse(
+            revision=applied.revision,
+            changes=wire.changes_to(applied.changes),
+            findings=wire.findings_to(applied.findings),
+        )
+
+    async def ListAttempts(self, request: pb.ListAttemptsRequest, context: Context) -> pb.ListAttemptsResponse:
+        """Read what gates kept out."""
+        limit = wire.page_size_from(request.limit, default=DEFAULT_REVISIONS, most=MAX_REVISIONS, path="limit")
+        timeout_s = self._deadline(context).for_hop(reserve_s=RESERVE_S)
+        return pb.ListAttemptsResponse(attempts=await self._attempts.attempts(limit, timeout_s=timeout_s))
+
+    async def Approve(self, request: pb.ApproveRequest, context: Context) -> pb.ApproveResponse:
+        """Approve of a change that was kept out."""
+        approval = await self._attempts.approve(request, timeout_s=self._deadline(context).for_hop(reserve_s=RESERVE_S))
+        logger().info("a change is approved", attempt=approval.attempt_id, author=approval.author)
+        return pb.ApproveResponse(approval=approval)
 
     async def Export(self, request: pb.ExportRequest, context: Context) -> AsyncIterator[pb.ExportResponse]:
         """Give the state, or all of the history, as a file."""
@@ -181,6 +201,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             revision=done.applied.revision,
             changes=await _apart(len(done.applied.changes), lambda: wire.changes_to(done.applied.changes)),
             revisions=done.revisions,
+            findings=wire.findings_to(done.applied.findings),
         )
 
     async def Verify(self, request: pb.VerifyRequest, context: Context) -> AsyncIterator[pb.VerifyResponse]:

@@ -18,6 +18,7 @@ from services.chassis.instruments import (
 from services.chassis.telemetry import logger
 from services.domain.clock import Clock
 from services.domain.errors import StaleFencingToken, StoreUnavailable, YardError
+from services.registry.attempt_log import AttemptLog
 from services.registry.chain import Broken
 from services.registry.collecting import Collector
 from services.registry.host_memory import HostMemory
@@ -65,6 +66,7 @@ class Upkeep:
         election: Campaigns,
         collector: Collector,
         memory: HostMemory,
+        attempts: AttemptLog,
         client: Etcd,
         clock: Clock,
         collect_every_s: float,
@@ -75,6 +77,7 @@ class Upkeep:
             election: Who leads.
             collector: Collects garbage.
             memory: Notes which hosts have vanished.
+            attempts: Forgets old ones.
             client: etcd.
             clock: Time.
             collect_every_s: Seconds between two collections.
@@ -82,6 +85,7 @@ class Upkeep:
         self._election = election
         self._collector = collector
         self._memory = memory
+        self._attempts = attempts
         self._client = client
         self._clock = clock
         self._collect_every_s = collect_every_s
@@ -120,6 +124,7 @@ class Upkeep:
             wait_s = self._collect_every_s
             try:
                 done = await self._collector.collect(leadership)
+                await self._attempts.forget(leadership)
             except StaleFencingToken:
                 return
             except YardError as error:

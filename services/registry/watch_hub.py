@@ -113,6 +113,11 @@ class WatchHub:
         """Set once state and hosts were heard for the first time."""
         return self._ready
 
+    @property
+    def known_hosts(self) -> list[resources_pb2.HostRecord]:
+        """The hosts listed, as last heard."""
+        return list((self._hosts or {}).values())
+
     async def listed(self, *, timeout_s: float) -> list[resources_pb2.HostRecord]:
         """The hosts listed now, by id; while the store is away, as last heard.
 

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Sequence
 
 from modelyard.registry.v1 import objects_pb2, registry_pb2
 from modelyard.type.v1 import resources_pb2
-from services.chassis.object_codec import object_from, object_key_from, object_key_to
+from services.chassis.object_codec import message_key, object_from, object_key_from, object_key_to
 from services.domain.errors import Fault, InvalidRequest
 from services.domain.objects import KINDS, ObjectKey, is_dns_label
-from services.domain.texts import MAX_LABELS, too_many
+from services.domain.texts import MAX_LABELS, name_faults, shown, too_many
 from services.policy.change_check import Submitted
+from services.policy.gating import Finding
 from services.policy.tree_diff import Action, Change
 from services.registry.apply import MAX_OBJECT_BYTES, Applied, Command
 from services.registry.wire_values import value_faults
@@ -22,7 +23,6 @@ from services.registry.wire_values import value_faults
 MAX_RECORD_BYTES = 64 * 1024
 """Most bytes of a host's record; it is written whenever a model on the host changes its state."""
 
-_KIND_OF_SPEC = {kind.lower(): kind for kind in KINDS} | {"model_version": "ModelVersion"}
 _ACTIONS = {
     Action.CREATE: registry_pb2.CHANGE_ACTION_CREATE,
     Action.UPDATE: registry_pb2.CHANGE_ACTION_UPDATE,
@@ -79,16 +79,13 @@ def import_from(options: registry_pb2.ImportOptions, objects: Sequence[objects_p
 
 def submitted(message: objects_pb2.Object) -> Submitted:
     """An object of a request; one that cannot be read carries its faults along."""
-    kind = _KIND_OF_SPEC.get(message.WhichOneof("spec") or "", "")
-    version = message.model_version.version if kind == "ModelVersion" else ""
-    key = ObjectKey(kind, message.metadata.name, version)
     if faults := _size_faults(message):
-        return Submitted(key, None, faults)
+        return Submitted(message_key(message), None, faults)
     faults = tuple(value_faults(message))
     try:
         item = object_from(message)
     except InvalidRequest as error:
-        return Submitted(key, None, (*error.faults, *faults))
+        return Submitted(message_key(message), None, (*error.faults, *faults))
     return Submitted(item.key, item, faults)
 
 
@@ -106,7 +103,17 @@ def _size_faults(message: objects_pb2.Object) -> tuple[Fault, ...]:
 
 def applied_to(applied: Applied) -> registry_pb2.ApplyResponse:
     """What was applied."""
-    return registry_pb2.ApplyResponse(revision=applied.revision, changes=changes_to(applied.changes))
+    return registry_pb2.ApplyResponse(
+        revision=applied.revision, changes=changes_to(applied.changes), findings=findings_to(applied.findings)
+    )
+
+
+def findings_to(findings: Iterable[Finding]) -> list[registry_pb2.Finding]:
+    """What gates found."""
+    return [
+        registry_pb2.Finding(gate=each.gate, key=object_key_to(each.key), passed=each.passed, text=each.text)
+        for each in findings
+    ]
 
 
 def changes_to(changes: Iterable[Change]) -> list[registry_pb2.Change]:
@@ -132,8 +139,7 @@ def lookup_key_from(key: objects_pb2.ObjectKey) -> ObjectKey:
         InvalidRequest: It names none.
     """
     faults = kind_faults(key.kind, "key.kind")
-    if not key.name:
-        faults.append(Fault("key.name", "must not be empty"))
+    faults += name_faults(key.name, "key.name")
     if key.kind == "ModelVersion" and not key.version:
         faults.append(Fault("key.version", "must not be empty for a ModelVersion"))
     if key.kind in KINDS and key.kind != "ModelVersion" and key.version:
@@ -145,7 +151,7 @@ def lookup_key_from(key: objects_pb2.ObjectKey) -> ObjectKey:
 
 def kind_faults(kind: str, path: str) -> list[Fault]:
     """Whether a kind exists."""
-    return [] if kind in KINDS else [Fault(path, f"'{kind}' is none of {', '.join(KINDS)}")]
+    return [] if kind in KINDS else [Fault(path, f"{shown(kind)} is none of {', '.join(KINDS)}")]
 
 
 def record_from(request: registry_pb2.RegisterHostRequest, host_id: str) -> resources_pb2.HostRecord | None:
@@ -204,14 +210,14 @@ def plan_from(request: registry_pb2.PublishPlanRequest) -> registry_pb2.Plan:
     return request.plan
 
 
-def page_size_from(page_size: int, *, default: int, most: int) -> int:
+def page_size_from(page_size: int, *, default: int, most: int, path: str = "page_size") -> int:
     """How many a page has.
 
     Raises:
         InvalidRequest: It is negative.
     """
     if page_size < 0:
-        raise InvalidRequest.of([Fault("page_size", f"{page_size} must not be negative")])
+        raise InvalidRequest.of([Fault(path, f"{page_size} must not be negative")])
     return min(page_size or default, most)
 
 

@@ -4,9 +4,8 @@ Durations that are none, and numbers that are no value of their enum. Works alon
 of every contract is looked at.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
-from typing import Any
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
@@ -19,28 +18,38 @@ _LONGEST_DURATION_S = 315_576_000_000
 """Ten thousand years, as google.protobuf.Duration has it."""
 
 
-def value_faults(message: Message, path: str = "") -> Iterator[Fault]:
+def value_faults(message: Message, path: str = "") -> list[Fault]:
     """Faults of the fields that are set, with their paths."""
     if isinstance(message, Duration):
-        yield from _duration_faults(message, path)
-        return
-    for field in _telling(message.DESCRIPTOR):
+        return list(_duration_faults(message, path))
+    faults: list[Fault] = []
+    for field, is_map, is_list in _telling(message.DESCRIPTOR):
+        if not is_map and not is_list and field.message_type is not None and not message.HasField(field.name):
+            continue
         at = f"{path}.{field.name}" if path else field.name
-        for inner, value in _values(message, field, at):
-            if field.enum_type is not None:
-                yield from _enum_faults(value, field.enum_type, inner)
-            else:
-                yield from value_faults(value, inner)
+        value = getattr(message, field.name)
+        if is_map:
+            each = [(f"{at}[{shown(str(key))[1:-1]}]", value[key]) for key in sorted(value)]
+        elif is_list:
+            each = [(f"{at}[{index}]", item) for index, item in enumerate(value)]
+        else:
+            each = [(at, value)]
+        for inner, item in each:
+            faults += (
+                value_faults(item, inner) if field.enum_type is None else _enum_faults(item, field.enum_type, inner)
+            )
+    return faults
 
 
 @cache
-def _telling(descriptor: Descriptor) -> tuple[FieldDescriptor, ...]:
-    """The fields under which a duration or an enum can stand: few, and objects come by the hundred thousand.
+def _telling(descriptor: Descriptor) -> tuple[tuple[FieldDescriptor, bool, bool], ...]:
+    """The fields under which a duration or an enum can stand, and whether each is a map or a list.
 
-    No message may hold itself, over however many others; none of the contracts does.
+    They are few, and objects come by the hundred thousand. No message may hold itself, over however many others;
+    none of the contracts does.
     """
     return tuple(
-        field
+        (field, field.message_type is not None and field.message_type.GetOptions().map_entry, field.is_repeated)
         for field in descriptor.fields
         if field.enum_type is not None or (field.message_type is not None and _can_tell(field.message_type))
     )
@@ -48,18 +57,6 @@ def _telling(descriptor: Descriptor) -> tuple[FieldDescriptor, ...]:
 
 def _can_tell(descriptor: Descriptor) -> bool:
     return descriptor is Duration.DESCRIPTOR or bool(_telling(descriptor))
-
-
-def _values(message: Message, field: FieldDescriptor, path: str) -> Iterable[tuple[str, Any]]:
-    """The values of a field that are set, each with its path."""
-    value = getattr(message, field.name)
-    if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        return ((f"{path}[{shown(str(key))[1:-1]}]", value[key]) for key in sorted(value))
-    if field.is_repeated:
-        return ((f"{path}[{index}]", item) for index, item in enumerate(value))
-    if field.message_type is not None and not message.HasField(field.name):
-        return ()
-    return ((path, value),)
 
 
 def _enum_faults(number: int, enum: EnumDescriptor, path: str) -> Iterator[Fault]:

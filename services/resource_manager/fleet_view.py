@@ -14,7 +14,7 @@ from modelyard.registry.v1 import registry_pb2_grpc
 from services.chassis.codec import record_from
 from services.chassis.errors import from_rpc_error
 from services.chassis.instruments import MANAGER_REGISTRY_TRUSTED
-from services.chassis.object_codec import object_from, object_key_from
+from services.chassis.object_codec import object_key_from, readable
 from services.chassis.telemetry import logger
 from services.domain.clock import Clock
 from services.domain.host import HostRecord
@@ -109,9 +109,8 @@ class FleetMirror:
     def _snapshot(self, snapshot: pb.WatchSnapshot) -> bool:
         if snapshot.first:
             self._staged = {}
-        for message in snapshot.objects:
-            item = object_from(message)
-            self._staged[item.key] = item
+        # What cannot be read, objects of a later release, is no model, version or pool: nothing is placed by it.
+        self._staged |= {item.key: item for item in readable(snapshot.objects)[0]}
         if not snapshot.last:
             return False
         staged, self._staged = self._staged, {}
@@ -130,9 +129,7 @@ class FleetMirror:
             return False
         if delta.revision != self.revision + 1:
             raise OutOfStep(f"revision {delta.revision} follows {self.revision}")
-        for message in delta.upserts:
-            item = object_from(message)
-            self._objects[item.key] = item
+        self._objects |= {item.key: item for item in readable(delta.upserts)[0]}
         for key in delta.deletes:
             self._objects.pop(object_key_from(key), None)
         self.revision = delta.revision

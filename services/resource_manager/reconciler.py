@@ -238,6 +238,7 @@ class Reconciler:
         sites = [
             self._book.site(host, _standing(host, fleet, surplus), now_s)
             for host in sorted(fleet.hosts.values(), key=lambda host: host.host_id)
+            if not _stages(host, fleet)
         ]
         assignment = place(fleet.versions.values(), sites, self._book.measured)
         wall_s = self._clock.wall_s()
@@ -368,6 +369,12 @@ class Reconciler:
             self._journal.note("the plan could not be published", reason=error.reason, error=error.message)
         else:
             self._published = plan
+
+
+def _stages(host: HostRecord, fleet: Fleet) -> bool:
+    """Whether the registry alone loads anything there, to test it."""
+    pool = fleet.pools.get(host.pool)
+    return pool is not None and pool.staging
 
 
 def _standing(host: HostRecord, fleet: Fleet, surplus: frozenset[str]) -> Standing:

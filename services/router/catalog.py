@@ -7,21 +7,21 @@ it has lost something, and its objects are not believed.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import grpc.aio
 
+from modelyard.registry.v1 import objects_pb2, registry_pb2_grpc
 from modelyard.registry.v1 import registry_pb2 as pb
-from modelyard.registry.v1 import registry_pb2_grpc
 from services.chassis import instruments
 from services.chassis.codec import record_from
 from services.chassis.errors import from_rpc_error
-from services.chassis.object_codec import object_from, object_key_from
+from services.chassis.object_codec import object_key_from, readable
 from services.chassis.telemetry import logger
 from services.domain.clock import Clock
 from services.domain.host import HostRecord
-from services.domain.objects import Object
+from services.domain.objects import Object, ObjectKey
 from services.router import snapshot_file
 from services.router.snapshot import Objects, Snapshot
 
@@ -104,7 +104,7 @@ class Mirror:
     def _take_snapshot(self, snapshot: pb.WatchSnapshot) -> None:
         if snapshot.first:
             self._staged = []
-        self._staged += [object_from(message) for message in snapshot.objects]
+        self._staged += _readable(snapshot.objects)[0]
         if not snapshot.last:
             return
         staged, self._staged = self._staged, []
@@ -118,9 +118,9 @@ class Mirror:
         if self._objects is None or known < 0 or self._behind or delta.revision > known + 1:
             raise OutOfStep(f"a change to revision {delta.revision} does not follow on revision {known}")
         if delta.revision == known + 1:
-            self._objects = self._objects.changed(
-                delta.revision, map(object_from, delta.upserts), map(object_key_from, delta.deletes)
-            )
+            upserts, unreadable = _readable(delta.upserts)
+            deletes = [*map(object_key_from, delta.deletes), *unreadable]
+            self._objects = self._objects.changed(delta.revision, upserts, deletes)
             self._publish()
 
     def _take_hosts(self, hosts: pb.WatchHosts, now_s: float) -> None:
@@ -157,6 +157,14 @@ class Mirror:
         """A new view, once objects and hosts are both known."""
         if self._objects is not None and self._hosts is not None:
             self.snapshot = Snapshot(self._objects, dict(self._hosts))
+
+
+def _readable(messages: Iterable[objects_pb2.Object]) -> tuple[list[Object], list[ObjectKey]]:
+    """The objects that this release can read, and the keys of the others: callers are told that those do not exist."""
+    found, others = readable(messages)
+    for key, error in others:
+        logger().warning("an object of a later release is not routed by", object=str(key), why=error.message)
+    return found, [key for key, _ in others]
 
 
 class Catalog:

@@ -16,6 +16,7 @@ from services.domain.errors import (
     InvalidRequest,
     ModelNotFound,
     NoReadyHost,
+    NotSupported,
     Overloaded,
     VersionNotFound,
     YardError,
@@ -159,7 +160,7 @@ class Pipeline:
             says why.
 
         Raises:
-            YardError: The name, the version or the tensors are wrong.
+            YardError: The name, the version or the tensors are wrong, or the route's strategy is not carried out.
         """
         now_s = self._clock.now_s()
         snapshot, destination = self._find(call, now_s, runs=False)
@@ -194,7 +195,7 @@ class Pipeline:
         if faults:
             raise InvalidRequest.of(faults)
         snapshot = self._turn(now_s)
-        destination = snapshot.destination(call.name, call.version)
+        destination = snapshot.destination(call.name, call.version).executable()
         faults = destination.misfits(call.inputs) if runs or call.inputs else []
         if faults:
             raise InvalidRequest.of(faults)
@@ -286,8 +287,8 @@ class Pipeline:
         """Decide anew, by what is known by now."""
         now_s = self._clock.now_s()
         try:
-            destination = self._turn(now_s).destination(call.name, call.version)
-        except (ModelNotFound, VersionNotFound) as error:
+            destination = self._turn(now_s).destination(call.name, call.version).executable()
+        except (ModelNotFound, VersionNotFound, NotSupported) as error:
             return error  # it was taken away while the call was under way
         return self._planner.plan(
             call,

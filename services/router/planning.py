@@ -84,7 +84,7 @@ class Planner:
 
         Args:
             call: The call, which fits the schema of at least one option.
-            destination: What its name leads to.
+            destination: What its name leads to, which is executable.
             now_s: Monotonic seconds.
             remaining_s: Seconds until the deadline.
             draw: The chance of this attempt.
@@ -94,7 +94,8 @@ class Planner:
             The plan, or why there is none.
         """
         looks: list[_Look] = []
-        strategy = destination.route.strategy
+        strategy = destination.choice
+        assert strategy is not None
         stops_early, only = isinstance(strategy, Single), len(destination.options) == 1
         for option in destination.options:
             look = self._look(
@@ -128,7 +129,8 @@ class Planner:
         ]
         _put_off_doubtful(looks)
         prospects = [_prospect(look, remaining_s) for look in looks]
-        choice = choosing.choose(destination.route.strategy, prospects, call.options.prefer)
+        assert destination.choice is not None
+        choice = choosing.choose(destination.choice, prospects, call.options.prefer)
         scores = (0.0,) * len(looks) if isinstance(choice, choosing.NothingFits) else choice.scores
         return tuple(
             CandidateView(

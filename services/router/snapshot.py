@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from services.domain.errors import Fault, ModelNotFound, VersionNotFound
+from services.domain.errors import Fault, ModelNotFound, NotSupported, VersionNotFound
 from services.domain.host import HostRecord
 from services.domain.model import ModelKey, ModelState, TensorMeta, schema_faults
 from services.domain.objects import (
@@ -24,6 +24,7 @@ from services.domain.objects import (
     Single,
     semver_order,
 )
+from services.domain.strategies import strategy_name
 
 NAMED = 10
 """Most names that an error lists."""
@@ -106,16 +107,32 @@ class Destination:
     route: Route
     """For a model that was named directly: a `single` route to it with the defaults."""
     options: tuple[Option, ...]
-    """For `single` the newest version first; for `choose` in the route's order, newest first in each model."""
+    """For `single` the newest version first; else in the route's order, newest first in each model."""
     one_schema: bool
     """True if all options take the same inputs."""
+    choice: Single | Choose | None
+    """How one of the options is chosen; None if this router does not carry the route's strategy out."""
     fitting: set[tuple[TensorMeta, ...]] = field(default_factory=set)
     """Inputs that were found to be well formed and to fit an option."""
 
     @property
     def strategy(self) -> str:
         """The strategy's name."""
-        return "choose" if isinstance(self.route.strategy, Choose) else "single"
+        return strategy_name(self.route.strategy)
+
+    def executable(self) -> "Destination":
+        """This, to be called.
+
+        Raises:
+            NotSupported: This router does not carry the route's strategy out.
+        """
+        if self.choice is None:
+            raise NotSupported(
+                f"route '{self.name}' has the strategy '{self.strategy}', which this router does not carry out yet, "
+                "only 'single' and 'choose'; its models can be called by their own names",
+                metadata={"name": self.name, "strategy": self.strategy},
+            )
+        return self
 
     def pinned(self, version: str) -> "Destination":
         """The same, with options of `version` only.
@@ -139,8 +156,10 @@ class Destination:
         self.fitting.add(inputs)
 
     def misfits(self, inputs: Sequence[TensorMeta]) -> list[Fault]:
-        """What is wrong with a call's inputs for every option; empty if one takes them."""
-        faults: list[Fault] = []
+        """What is wrong with a call's inputs for the route's own schema or every option; empty if one takes them."""
+        faults = schema_faults(inputs, self.route.inputs) if self.route.inputs else []
+        if faults:
+            return faults
         for option in self.options[:1] if self.one_schema else self.options:
             found = schema_faults(inputs, option.model.inputs)
             if not found:
@@ -224,7 +243,8 @@ class Snapshot:
             route = Route(Metadata(name), Single(RouteTarget(name)))
         options = [option for target in route.targets for option in self._options(target)]
         schemas = {option.model.inputs for option in options}
-        return Destination(name, route, tuple(options), len(schemas) <= 1)
+        choice = route.strategy if isinstance(route.strategy, Single | Choose) else None
+        return Destination(name, route, tuple(options), len(schemas) <= 1, choice)
 
     def _options(self, target: RouteTarget) -> list[Option]:
         model = self.objects.models.get(target.model)

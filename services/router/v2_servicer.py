@@ -67,7 +67,7 @@ class GRPCInferenceServicer:
             return v2.ModelReadyResponse(ready=False)
         try:
             destination = self._destination(request.name, request.version)
-        except (ModelNotFound, VersionNotFound):
+        except (ModelNotFound, VersionNotFound, NotSupported):
             return v2.ModelReadyResponse(ready=False)
         return v2.ModelReadyResponse(ready=_ready(destination))
 
@@ -186,7 +186,7 @@ class GRPCInferenceServicer:
         return snapshot
 
     def _destination(self, name: str, version: str) -> Destination:
-        return self._snapshot().destination(name, version)
+        return self._snapshot().destination(name, version).executable()
 
     async def _streamed(self, request: Received, context: Context) -> Encoded | v2.ModelStreamInferResponse:
         """One answer of a stream; an error is an answer too."""

@@ -44,11 +44,13 @@ def metadata_to(destination: Destination) -> v2.ModelMetadataResponse:
         versions=sorted({option.version.version for option in destination.options}, key=semver_order),
         platform=_platform(destination.options),
     )
+    inputs, outputs = destination.route.inputs, destination.route.outputs
     if destination.options:
         model = destination.options[0].model
-        for specs, tensors in ((model.inputs, response.inputs), (model.outputs, response.outputs)):
-            for spec in specs:
-                tensors.add(name=spec.name, datatype=spec.datatype, shape=spec.shape)
+        inputs, outputs = inputs or model.inputs, outputs or model.outputs
+    for specs, tensors in ((inputs, response.inputs), (outputs, response.outputs)):
+        for spec in specs:
+            tensors.add(name=spec.name, datatype=spec.datatype, shape=spec.shape)
     return response
 
 

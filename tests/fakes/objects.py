@@ -2,7 +2,9 @@
 
 from services.domain.host import Device, DeviceKind, HostedModel, HostRecord
 from services.domain.model import ModelKey, ModelState, TensorSpec
-from services.domain.objects import Backend, Metadata, Model, ModelVersion, Pool
+from services.domain.objects import Backend, Metadata, Model, ModelVersion, Policy, Pool, Route, Tenant
+from services.domain.strategies import Strategy
+from services.domain.tenancy import Quotas, Tier
 
 MIB = 1 << 20
 
@@ -64,3 +66,19 @@ def a_pool(
 ) -> Pool:
     """A pool of CPU hosts."""
     return Pool(Metadata(name), DeviceKind.CPU, mib * MIB, hosts, hosts, zone, "", trusts_artifacts)
+
+
+def a_policy(name: str = "standard", *tiers: str) -> Policy:
+    """A policy of tiers, the first one in the first band."""
+    made = tuple(Tier(tier, band) for band, tier in enumerate(tiers or ("gold", "bronze"), start=1))
+    return Policy(Metadata(name), made)
+
+
+def a_tenant(name: str, *, policy: str = "standard", tier: str = "gold", quotas: Quotas | None = None) -> Tenant:
+    """A tenant without limits."""
+    return Tenant(Metadata(name), policy, tier, quotas=quotas or Quotas())
+
+
+def a_route(name: str, strategy: Strategy) -> Route:
+    """A route that takes and gives what its models do."""
+    return Route(Metadata(name), strategy)

@@ -106,7 +106,7 @@ class Notes:
         """Never ends by itself."""
         self._see(request, context)
         try:
-            yield Note(text="following")
+            yield Note(text="following" + "x" * request.number)
             await asyncio.Event().wait()
         except asyncio.CancelledError:
             self.was_cancelled.set()

@@ -6,6 +6,7 @@ from dataclasses import replace
 from modelyard.inference.v1 import inference_pb2 as pb
 from services.domain.model import TensorSpec
 from services.domain.objects import Backend, Choose, Metadata, Model, ModelVersion, Object, Route, RouteTarget, Single
+from services.domain.strategies import Pipeline, PipelineStep, RouteName, Split, SplitTarget, TensorSource
 from tests.support.services import Bench, eventually
 
 FLOAT = struct.Struct("<f")
@@ -65,6 +66,16 @@ MODELS = (ECHO, TEXT, SLOW, HELD, BUSY, SMALL, LARGE, WIDE, NOWHERE)
 ROUTES: tuple[Object, ...] = (
     Route(Metadata("embed"), Choose((RouteTarget("small"), RouteTarget("large")))),
     Route(Metadata("quick"), Single(RouteTarget("echo")), default_timeout_s=2.0, max_timeout_s=4.0),
+    Route(
+        Metadata("canary"),
+        Split((SplitTarget(RouteTarget("echo", "1.0.0"), 90.0), SplitTarget(RouteTarget("echo", "1.1.0"), 10.0))),
+    ),
+    Route(
+        Metadata("graph"),
+        Pipeline((PipelineStep("one", RouteName("quick"), {"x": TensorSource("x")}),), {"y": TensorSource("y", "one")}),
+        inputs=ECHO.inputs,
+        outputs=ECHO.outputs,
+    ),
 )
 
 

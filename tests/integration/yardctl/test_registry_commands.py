@@ -1,6 +1,7 @@
 """The commands that read and change the registry, on a real registry and etcd."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -99,6 +100,42 @@ def test_faults_that_the_registry_finds_come_with_file_and_line(registry: str, t
     assert any("Pool/spare: spec.memory_bytes: 0 must be positive" in line for line in lines)
     assert last == f"yardctl: {len(lines)} faults, nothing was done"
     assert revision(registry) == before
+
+
+def test_every_kind_of_the_page_on_objects_is_applied_listed_and_protected_while_in_use(
+    registry: str, tmp_path: Path
+) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "objects.md").read_text()
+    path = tmp_path / "page.yaml"
+    path.write_text("---\n".join(re.findall(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)))
+
+    planned = run(registry, "apply", "-f", str(path), "--dry-run")
+    assert planned.exit_code == 0, planned.stderr
+    applied = run(registry, "apply", "-f", str(path), "-o", "json")
+    assert applied.exit_code == 0, applied.stderr
+    kinds = [change["key"]["kind"] for change in json.loads(applied.stdout)["changes"]]
+    assert kinds == sorted(kinds, key=["Policy", "Tenant", "Pool", "Model", "ModelVersion", "Route"].index)
+
+    printed = run(registry, "get", "route", "read-page").stdout
+    again = tmp_path / "again.yaml"
+    again.write_text(printed)
+    assert "nothing to change" in run(registry, "apply", "-f", str(again)).stdout
+    assert "tiers gold (band 1)" in run(registry, "list", "policies").stdout
+    for arguments, users in (
+        (("policy", "standard"), "Route/digits, Tenant/acme"),
+        (("tenant", "acme"), "Model/sentiment"),
+        (("modelversion", "digits-small", "--version", "1.1.0"), "Route/digits, Route/digits-canary"),
+        (("route", "digits-best"), "Route/digits-always"),
+        (("pool", "cpu"), "ModelVersion/digits-small/1.1.0"),
+    ):
+        refused = run(registry, "delete", *arguments)
+        assert refused.exit_code == 1
+        assert f"is still used by {users}" in refused.stderr, refused.stderr
+
+    again.write_text(printed.replace("step: find", "step: seek"))
+    refused = run(registry, "apply", "-f", str(again))
+    line = 1 + printed.splitlines().index("          step: find")
+    assert f"{again}:{line}:17: Route/read-page: spec.pipeline.steps[1].inputs[pixels].step: " in refused.stderr
 
 
 def test_a_head_that_has_moved_and_what_does_not_exist_are_one_line(registry: str, tmp_path: Path) -> None:

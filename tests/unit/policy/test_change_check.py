@@ -3,12 +3,45 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
+import pytest
+
 from services.domain.errors import Fault
 from services.domain.host import DeviceKind
 from services.domain.model import TensorSpec
-from services.domain.objects import Artifact, Choose, Metadata, Object, ObjectKey, Pool, Route, RouteTarget, Single
+from services.domain.objects import (
+    Artifact,
+    Choose,
+    Lineage,
+    Metadata,
+    Object,
+    ObjectKey,
+    Policy,
+    Pool,
+    Route,
+    RouteTarget,
+    SegmentQuality,
+    Single,
+)
+from services.domain.strategies import (
+    Cascade,
+    CascadeStep,
+    Combine,
+    Ensemble,
+    EnsembleMember,
+    Escalation,
+    Fallback,
+    Pipeline,
+    PipelineStep,
+    RouteName,
+    Shadow,
+    Split,
+    SplitTarget,
+    Strategy,
+    TensorSource,
+)
+from services.domain.tenancy import Quotas, Tier
 from services.policy.change_check import Submitted, check, nearest
-from tests.fakes.objects import a_model, a_pool, a_version
+from tests.fakes.objects import a_model, a_policy, a_pool, a_route, a_tenant, a_version
 
 ROUTE = Route(Metadata("read"), Single(RouteTarget("digits", "1.0.0")))
 STATE: tuple[Object, ...] = (a_pool(), a_model("digits"), a_version("digits", pool="cpu"), ROUTE)
@@ -44,8 +77,33 @@ def test_a_version_is_immutable_and_the_fault_says_what_to_do() -> None:
 
     assert found == (
         "objects[0].model_version.cost_microusd: cannot change from '0' to '5': a ModelVersion is immutable but for "
-        "min_replicas, labels and annotations; make it a new version"
+        "min_replicas, failure_modes, owner, labels, annotations and tenant; make it a new version"
     )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"artifact": Artifact("file:/other", "0" * 64)},
+        {"lineage": Lineage(code_commit="c0ffee")},
+        {"lineage": Lineage(dependencies={"torch": "2"})},
+        {"segment_qualities": (SegmentQuality("triage", "", 0.5),)},
+        {"quality": 0.5},
+    ],
+)
+def test_what_a_version_is_and_where_it_came_from_stay(change: dict[str, object]) -> None:
+    changed = replace(a_version("digits", pool="cpu"), **change)  # type: ignore[arg-type]
+
+    found = faults(STATE, [changed])
+
+    assert found
+    assert all("a ModelVersion is immutable but for" in fault for fault in found)
+
+
+def test_what_people_learn_of_a_version_and_who_answers_for_it_may_change() -> None:
+    changed = replace(a_version("digits", pool="cpu"), owner="ann", failure_modes=("glare",))
+
+    assert faults(STATE, [changed]) == []
 
 
 def test_replicas_labels_and_annotations_of_a_version_may_change() -> None:
@@ -86,7 +144,7 @@ def test_what_does_not_exist_cannot_be_deleted_and_what_is_near_it_is_named() ->
     assert found == [
         "deletes[0]: there is no Model/digit to delete; near it: digits",
         "deletes[1]: there is no ModelVersion/digits/2.0.0 to delete; 'digits' has 1.0.0",
-        "deletes[2].kind: 'Secret' is none of Model, ModelVersion, Pool, Route",
+        "deletes[2].kind: 'Secret' is none of Model, ModelVersion, Policy, Pool, Route, Tenant",
     ]
 
 
@@ -139,3 +197,93 @@ def test_near_names_come_before_the_whole_list() -> None:
     assert nearest(ObjectKey("Model", "minilm-larg"), keys).startswith("near it: minilm-large")
     assert nearest(ObjectKey("Model", "zzz"), keys) == "there are: minilm-large, minilm-small, vad"
     assert nearest(ObjectKey("Pool", "zzz"), keys) == "there is no Pool at all"
+
+
+PINNED, OTHER = RouteTarget("digits", "1.0.0"), RouteTarget("m")
+EACH_STRATEGY: list[Strategy] = [
+    Single(PINNED),
+    Choose((OTHER, PINNED)),
+    Split((SplitTarget(OTHER, 99.5), SplitTarget(PINNED, 0.5))),
+    Shadow(OTHER, PINNED),
+    Fallback((OTHER, PINNED)),
+    Cascade((CascadeStep(OTHER, Escalation("y", 0.5)), CascadeStep(PINNED))),
+    Ensemble((EnsembleMember(OTHER), EnsembleMember(PINNED)), Combine.MEAN, 1),
+    Pipeline((PipelineStep("one", PINNED, {"x": TensorSource("x")}),), {"y": TensorSource("y", "one")}),
+]
+
+
+@pytest.mark.parametrize("strategy", EACH_STRATEGY)
+def test_what_any_strategy_names_is_in_use(strategy: Strategy) -> None:
+    model = a_model("digits")
+    route = replace(a_route("read", strategy), inputs=model.inputs, outputs=model.outputs)
+    state = (model, a_model("m"), a_version("digits"), route)
+
+    assert faults(state, [], ["ModelVersion/digits/1.0.0"]) == [
+        "deletes[0]: ModelVersion/digits/1.0.0 is still used by Route/read: delete or change these too, or first"
+    ]
+    assert faults(state, [], ["ModelVersion/digits/1.0.0", "Route/read"]) == []
+
+
+def test_policies_tenants_and_routes_in_use_name_who_uses_them() -> None:
+    owned = replace(a_model("theirs"), metadata=Metadata("theirs", tenant="acme"))
+    by_policy = replace(ROUTE, policy="standard")
+    by_route = a_route("outer", Fallback((RouteTarget("digits"), RouteName("read"))))
+    state = (*STATE[:3], by_policy, by_route, a_policy(), a_tenant("acme"), owned)
+
+    assert sorted(faults(state, [], ["Tenant/acme", "Route/read"])) == [
+        "deletes[0]: Tenant/acme is still used by Model/theirs: delete or change these too, or first",
+        "deletes[1]: Route/read is still used by Route/outer: delete or change these too, or first",
+    ]
+    assert faults(state, [], ["Policy/standard"]) == [
+        "deletes[0]: Policy/standard is still used by Route/read, Tenant/acme: delete or change these too, or first"
+    ]
+
+
+def test_a_tier_that_goes_is_blamed_for_its_tenants() -> None:
+    (found,) = faults([a_policy(), a_tenant("acme")], [Policy(Metadata("standard"), (Tier("lead", 1),))])
+
+    assert found == (
+        "objects[0]: would break Tenant/acme: tenant.tier: Policy 'standard' has no tier 'gold'; it has lead"
+    )
+
+
+def test_what_goes_over_a_quota_is_blamed_for_it() -> None:
+    state = (a_policy(), a_tenant("acme", quotas=Quotas(max_models=1)), theirs("one"))
+
+    assert faults(state, [a_model("shared"), theirs("two")]) == [
+        "objects[1]: would break Tenant/acme: tenant.quotas.max_models: 2 would belong to it, at most 1 may"
+    ]
+
+
+def theirs(name: str) -> Object:
+    return replace(a_model(name), metadata=Metadata(name, tenant="acme"))
+
+
+def test_a_change_far_down_a_chain_of_routes_is_blamed_for_what_it_breaks_above() -> None:
+    fallback = a_route("outer", Fallback((RouteTarget("m"), RouteName("read"))))
+    state = (*STATE, a_model("m"), fallback)
+    other = replace(a_model("digits"), inputs=(TensorSpec("z", "INT64", (1,)),))
+
+    (found,) = faults(state, [other])
+
+    assert found.startswith("objects[0]: would break Route/outer: route.fallback.targets: its models take different")
+
+
+def test_what_was_wrong_before_is_no_fault_of_a_change() -> None:
+    # A release with stricter rules must not keep everybody from changing anything.
+    wrong = a_route("old", Single(RouteTarget("gone")))
+
+    assert faults([*STATE, wrong], [a_model("m")]) == []
+    assert faults([*STATE, wrong], [wrong]) == ["objects[0].route.single.target.model: there is no Model 'gone'"]
+
+
+def test_keys_that_can_name_nothing_are_refused_before_anything_near_is_looked_for() -> None:
+    found = faults(STATE, [], [f"Model/{'x' * 1_000_000}", "Model/..\x00", "Pool/cpu/1.0.0", "ModelVersion/digits/one"])
+
+    assert [fault.split(": ")[0] for fault in found] == [
+        "deletes[0].name",
+        "deletes[1].name",
+        "deletes[2].version",
+        "deletes[3].version",
+    ]
+    assert all(len(fault) < 300 and fault.isprintable() for fault in found)

@@ -4,6 +4,8 @@ import re
 from dataclasses import replace
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from modelyard.registry.v1 import objects_pb2
 from services.domain.host import DeviceKind
@@ -18,17 +20,51 @@ from services.domain.objects import (
     ModelVersion,
     Object,
     ObjectKey,
+    Policy,
     Pool,
     Route,
     RouteTarget,
+    SegmentQuality,
     Single,
+    SmokeTest,
+    Tenant,
     WarmupTensor,
 )
+from services.domain.strategies import (
+    Cascade,
+    CascadeStep,
+    Combine,
+    Ensemble,
+    EnsembleMember,
+    Escalation,
+    Fallback,
+    HashKey,
+    Pipeline,
+    PipelineStep,
+    RouteName,
+    Shadow,
+    Split,
+    SplitTarget,
+    StaticTensor,
+    Strategy,
+    TensorSource,
+)
+from services.domain.tenancy import (
+    Budget,
+    HedgeRules,
+    Preemption,
+    PriceRules,
+    Quotas,
+    RateLimit,
+    RetryRules,
+    Tier,
+)
 from services.policy.tree_diff import Action, Change, FieldChange, diff, field_changes, immutable_changes, with_fields
+from tests.fakes import arbitrary_objects
 
 EMPTY_MODEL = Model(Metadata("digits"), (), ())
 FULL_MODEL = Model(
-    Metadata("digits", {"team": "vision"}, {"owner": "ann"}),
+    Metadata("digits", {"team": "vision"}, {"owner": "ann"}, "acme"),
     (TensorSpec("x", "FP32", (-1, 64), True, True),),
     (TensorSpec("y", "INT64", (-1,)),),
     "classification",
@@ -36,6 +72,7 @@ FULL_MODEL = Model(
     "Digits.",
     0.05,
     "ann",
+    0.999,
 )
 EMPTY_VERSION = ModelVersion(Metadata("digits"), "1.0.0", Backend("identity"))
 FULL_VERSION = ModelVersion(
@@ -54,13 +91,48 @@ FULL_VERSION = ModelVersion(
     0.9,
     "accuracy",
     0.02,
-    Lineage("c0ffee", "mnist", "0.9.0", "MIT"),
+    Lineage("c0ffee", "mnist", "0.9.0", "MIT", {"torch": "2.13.0"}, "run-1"),
     ({"x": WarmupTensor((1, 64), b"\0" * 256)},),
+    (SegmentQuality("triage", "language=de", 0.8, "F1"),),
+    ("blurred scans",),
+    "ann",
+    SmokeTest({"x": WarmupTensor((1,), b"1234")}, {"y": WarmupTensor((1,), b"5678")}, 0.1, 0.2),
 )
 SINGLE = Route(Metadata("read"), Single(RouteTarget("digits")))
 CHOOSE = Route(Metadata("read"), Choose((RouteTarget("digits", "1.0.0"),), 2.0, 0.1, 3.0), "Reads digits.", 1.0, 2.0, 5)
+TARGET = RouteTarget("digits", "1.0.0")
+NAMED = RouteName("other")
+STRATEGIES: tuple[Strategy, ...] = (
+    Choose((TARGET,), 2.0, 0.1, 3.0),
+    Split((SplitTarget(TARGET, 100.0),), HashKey.TENANT),
+    Shadow(TARGET, TARGET, 5.0, Budget(7, 60.0), 2),
+    Fallback((TARGET, NAMED), {"y": StaticTensor((1,), b"12345678")}),
+    Cascade((CascadeStep(TARGET, Escalation("y", 0.5)),)),
+    Ensemble((EnsembleMember(TARGET, 2.0),), Combine.VOTE, 1),
+    Pipeline(
+        (PipelineStep("a", TARGET, {"x": TensorSource("x", "b")}), PipelineStep("b", NAMED, {})),
+        {"y": TensorSource("y", "a")},
+    ),
+)
+FULL_ROUTE = replace(
+    SINGLE, policy="standard", owner="ann", protected=True, inputs=FULL_MODEL.inputs, outputs=FULL_MODEL.outputs
+)
+EMPTY_POLICY = Policy(Metadata("standard"), ())
+FULL_POLICY = Policy(
+    Metadata("standard"),
+    (Tier("gold", 1, 1.0, 2.0, 0.5, 3.0, 9, True, Preemption.NEVER, 4.0),),
+    "For all.",
+    "gold",
+    RetryRules(5, 0.2),
+    HedgeRules(True, 0.9),
+    PriceRules(0.002, 0.2, 0.2, 1.0, 2.0),
+)
+EMPTY_TENANT = Tenant(Metadata("acme"), "standard", "gold")
+FULL_TENANT = Tenant(
+    Metadata("acme"), "other", "lead", "Acme.", "ann", Quotas(1, 2, 3, 4, 5), RateLimit(2.0, 4), 6, Budget(7, 60.0)
+)
 EMPTY_POOL = Pool(Metadata("local"), DeviceKind.CPU, 1, 1, 1)
-FULL_POOL = Pool(Metadata("local"), DeviceKind.CUDA, 2, 2, 4, "z1", "Local.", True)
+FULL_POOL = Pool(Metadata("local"), DeviceKind.CUDA, 2, 2, 4, "z1", "Local.", True, True, 9, 0.5)
 
 
 def key(text: str) -> ObjectKey:
@@ -69,14 +141,26 @@ def key(text: str) -> ObjectKey:
 
 def test_changes_are_ordered_so_that_nothing_refers_to_what_is_not_there() -> None:
     before = {key(text): "old" for text in ("Model/a", "ModelVersion/a/1.0.0", "Route/gone", "Pool/gone", "Model/gone")}
+    before |= {key("Policy/gone"): "old", key("Tenant/gone"): "old"}
     after = {
         key(text): "new"
-        for text in ("Route/r", "ModelVersion/a/1.10.0", "ModelVersion/a/1.9.0", "Model/a", "Pool/p", "Model/b")
+        for text in (
+            "Route/r",
+            "ModelVersion/a/1.10.0",
+            "ModelVersion/a/1.9.0",
+            "Model/a",
+            "Tenant/t",
+            "Pool/p",
+            "Policy/p",
+            "Model/b",
+        )
     } | {key("ModelVersion/a/1.0.0"): "old"}
 
     changes = diff(before, after)
 
     assert [f"{change.action.value} {change.key}" for change in changes] == [
+        "CREATE Policy/p",
+        "CREATE Tenant/t",
         "CREATE Pool/p",
         "UPDATE Model/a",
         "CREATE Model/b",
@@ -86,6 +170,8 @@ def test_changes_are_ordered_so_that_nothing_refers_to_what_is_not_there() -> No
         "DELETE Route/gone",
         "DELETE Model/gone",
         "DELETE Pool/gone",
+        "DELETE Tenant/gone",
+        "DELETE Policy/gone",
     ]
 
 
@@ -127,8 +213,14 @@ def test_creations_and_deletions_have_no_fields() -> None:
     assert with_fields(change, {}, {EMPTY_MODEL.key: EMPTY_MODEL}) == change
 
 
-def test_a_version_may_change_replicas_labels_and_annotations_only() -> None:
-    free = replace(FULL_VERSION, min_replicas=9, metadata=Metadata("digits", {"x": "y"}, {"z": "w"}))
+def test_a_version_may_change_in_how_many_whose_and_what_was_learned_only() -> None:
+    free = replace(
+        FULL_VERSION,
+        min_replicas=9,
+        failure_modes=("glare", "rain"),
+        owner="bob",
+        metadata=Metadata("digits", {"x": "y"}, {"z": "w"}, "other"),
+    )
     fixed = replace(free, cost_microusd=8, files={})
 
     assert immutable_changes(FULL_VERSION, free) == ()
@@ -148,14 +240,32 @@ def test_every_path_is_one_of_the_message_and_every_field_has_one() -> None:
         (EMPTY_MODEL, FULL_MODEL),
         (EMPTY_VERSION, FULL_VERSION),
         (SINGLE, CHOOSE),
+        (SINGLE, FULL_ROUTE),
         (EMPTY_POOL, FULL_POOL),
+        (EMPTY_POLICY, FULL_POLICY),
+        (EMPTY_TENANT, FULL_TENANT),
+        *((SINGLE, replace(SINGLE, strategy=strategy)) for strategy in STRATEGIES),
     ]
     seen = {re.sub(r"\[[^]]*]", "", change.path) for before, after in pairs for change in field_changes(before, after)}
 
     known = {path for path in _leaves(objects_pb2.Object.DESCRIPTOR, "") if path != "metadata.name"}
     known -= {"model_version.version"}  # part of the key
-    # A dropped strategy shows up as well; a warm-up is also counted as a whole.
-    assert seen - {"model_version.warmup"} == known - {"route.single.target.version"}
+    # A dropped strategy shows up as well; warm-ups and static answers are also counted as a whole.
+    counted = {"model_version.warmup", "route.fallback.static_answer"}
+    assert seen - counted == known - {"route.single.target.version"}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.tuples(*[arbitrary_objects.objects] * 2))
+def test_objects_that_differ_have_a_field_that_says_so(pair: tuple[Object, Object]) -> None:
+    before, after = pair
+    if type(before) is not type(after):
+        return
+    after = replace(after, metadata=replace(after.metadata, name=before.metadata.name))  # names are keys
+    if isinstance(before, ModelVersion) and isinstance(after, ModelVersion):
+        after = replace(after, version=before.version)
+
+    assert bool(field_changes(before, after)) == (before != after)
 
 
 def _leaves(message: Descriptor, at: str) -> set[str]:

@@ -23,8 +23,12 @@ from services.policy.change_check import Submitted
 from services.policy.tree_diff import FieldChange
 from services.registry import layout
 from services.registry.apply import Applied, Applier, Command
+from services.registry.attempt_log import AttemptLog
+from services.registry.gates import Gates
 from services.registry.layout import Draft, Entry, State
 from services.registry.object_store import ObjectStore
+from services.registry.smoke import SmokeRunner
+from services.registry.values import Values
 from tests.fakes.etcd import FakeEtcd
 from tests.fakes.objects import a_model, a_pool, a_version
 
@@ -41,8 +45,10 @@ class Replica:
     def __post_init__(self) -> None:
         ids = count()
         self.store = ObjectStore(client=self.etcd, clock=self.clock)
+        self.attempts = AttemptLog(values=Values(client=self.etcd, clock=self.clock), clock=self.clock)
+        self.gates = Gates(attempts=self.attempts, smoke=SmokeRunner(hosts=list, clock=self.clock))
         self.applier: Applier[State, Entry, Draft] = Applier(
-            store=self.store, clock=self.clock, new_request_id=lambda: f"own-{id(self)}-{next(ids)}"
+            store=self.store, gates=self.gates, clock=self.clock, new_request_id=lambda: f"own-{id(self)}-{next(ids)}"
         )
 
     async def apply(
@@ -57,13 +63,14 @@ class Replica:
         timeout_s: float = 10.0,
         exact: bool = False,
         restores: int = 0,
+        author: str = "ann",
     ) -> Applied:
         command = Command(
             submitted=tuple(Submitted(item.key, item) for item in objects),
             deletes=tuple(ObjectKey.parse(text) for text in deletes),
             expected_revision=expected,
             reason=reason,
-            author="ann",
+            author=author,
             request_id=request_id,
             dry_run=dry_run,
             exact=exact,

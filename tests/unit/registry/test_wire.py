@@ -11,7 +11,7 @@ from services.domain.errors import InvalidRequest
 from services.domain.objects import ObjectKey
 from services.policy.change_check import check
 from services.registry import wire
-from tests.fakes.objects import a_host, a_model, a_pool, a_version
+from tests.fakes.objects import a_host, a_model, a_policy, a_pool, a_version
 
 
 def test_objects_that_cannot_be_read_carry_their_faults_along() -> None:
@@ -41,10 +41,54 @@ def test_device_kinds_and_durations_of_no_meaning_are_faults() -> None:
 
     assert [fault.path for fault in check({}, command.submitted, ())] == [
         "objects[0].pool.device_kind",
-        "objects[1].model_version.service_time",
         "objects[1].model_version.resources.device_kind",
+        "objects[1].model_version.service_time",
         "objects[2].model.latency_slo",
     ]
+
+
+def test_numbers_that_are_no_value_of_their_enum_are_faults_wherever_they_stand() -> None:
+    target = objects_pb2.RouteTarget(model="m")
+    split = objects_pb2.Split(targets=[objects_pb2.SplitTarget(target=target, percent=100)])
+    split.hash_key = 77  # type: ignore[assignment]
+    shadow = objects_pb2.Shadow(primary=target, shadow=objects_pb2.RouteTarget(model="n"))
+    shadow.budget.period.nanos = -1
+    shadow.budget.period.seconds = 1
+    policy = object_to(a_policy())
+    policy.policy.tiers[1].preemption = 77  # type: ignore[assignment]
+    named = objects_pb2.Metadata(name="r")
+
+    found = [
+        wire.submitted(message).faults
+        for message in (
+            objects_pb2.Object(metadata=named, route=objects_pb2.RouteSpec(split=split)),
+            objects_pb2.Object(metadata=named, route=objects_pb2.RouteSpec(shadow=shadow)),
+            policy,
+        )
+    ]
+
+    assert [str(fault) for faults in found for fault in faults] == [
+        "route.split.hash_key: 77 is none of SESSION, TENANT, REQUEST",
+        "route.shadow.budget.period: 1 seconds and -1 nanos are no valid Duration",
+        "policy.tiers[1].preemption: 77 is none of LOWER_BANDS, NEVER",
+    ]
+
+
+def test_an_object_that_is_a_flood_is_refused_before_it_is_read() -> None:
+    crowded = object_to(a_model("m"))
+    crowded.metadata.labels.update({f"key-{number}": "" for number in range(1_000_000)})
+    large = object_to(a_model("m"))
+    large.model.description = "x" * (1 << 20)
+    many = object_to(a_model("m"))
+    many.model.inputs.extend([many.model.inputs[0]] * 100_000)
+
+    found = [wire.submitted(message) for message in (crowded, large, many)]
+
+    assert [entry.item for entry in found] == [None] * 3
+    assert [entry.key for entry in found] == [ObjectKey("Model", "m")] * 3
+    faults = [str(fault) for entry in found for fault in entry.faults]
+    assert faults[0] == "metadata.labels: has 1000000 entries, at most 64"
+    assert all("bytes, at most 1048576: large data belongs in artifacts" in fault for fault in faults[1:])
 
 
 def test_every_fault_of_a_host_record_comes_at_once() -> None:

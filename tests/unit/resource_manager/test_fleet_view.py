@@ -2,15 +2,17 @@
 
 import pytest
 
+from modelyard.registry.v1 import objects_pb2
 from modelyard.registry.v1 import registry_pb2 as pb
 from services.chassis.codec import record_to
 from services.chassis.object_codec import object_key_to, object_to
 from services.domain.host import HostRecord
 from services.domain.model import ModelKey
 from services.domain.objects import Object, ObjectKey
+from services.domain.strategies import RouteTarget, Split, SplitTarget
 from services.resource_manager.fleet_view import GRACE_S, QUIET_S, FleetMirror, OutOfStep
 from services.resource_manager.reconciler import Fleet
-from tests.fakes.objects import a_host, a_model, a_pool, a_version
+from tests.fakes.objects import a_host, a_model, a_policy, a_pool, a_route, a_tenant, a_version
 
 
 def snapshot(revision: int, *objects: Object, first: bool = True, last: bool = True) -> pb.WatchResponse:
@@ -179,3 +181,19 @@ def test_a_host_that_said_it_was_draining_is_gone_at_once() -> None:
     mirror.take(listing(gone=("a",)), 5.0)
 
     assert fleet_of(mirror, 5.0).hosts == {}
+
+
+def test_kinds_and_strategies_that_place_nothing_and_those_of_a_later_release_are_passed_over() -> None:
+    split = a_route("r", Split((SplitTarget(RouteTarget("m"), 100.0),)))
+    unknown = objects_pb2.Object(metadata=objects_pb2.Metadata(name="new-kind"))
+    later = objects_pb2.Object(metadata=objects_pb2.Metadata(name="later"), route=objects_pb2.RouteSpec())
+    start = snapshot(1, a_policy(), a_tenant("acme"), split, a_model("m"), a_version("m"))
+    start.snapshot.objects.extend([unknown, later])
+    change = delta(2, a_pool())
+    change.delta.upserts.extend([unknown, later])
+
+    fleet = fleet_of(mirror_of(start, listing(reset=True), change), 0.0)
+
+    assert fleet.revision == 2
+    assert list(fleet.versions) == [ModelKey("m", "1.0.0")]
+    assert list(fleet.pools) == ["cpu"]

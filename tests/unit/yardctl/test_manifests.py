@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from modelyard.registry.v1 import objects_pb2
 from modelyard.type.v1 import model_pb2, resources_pb2
 from services.domain.errors import Fault, InvalidRequest
+from tests.unit.yardctl.manifest_files import faults_of, only, write
 from yardctl.errors import CommandError
 from yardctl.manifest_text import to_yaml
-from yardctl.manifests import Document, load, located
+from yardctl.manifests import load, located
 
 DIGEST = "a" * 64
 VERSION = f"""\
@@ -34,23 +35,6 @@ spec:
     - inputs:
         image: {{shape: [1, 8, 8], raw: AAAA}}
 """
-
-
-def write(folder: Path, text: str, name: str = "a.yaml") -> Path:
-    path = folder / name
-    path.write_text(text)
-    return path
-
-
-def faults_of(*paths: Path) -> list[str]:
-    with pytest.raises(InvalidRequest) as caught:
-        load(paths)
-    return [f"{Path(fault.path).name}: {fault.message}" for fault in caught.value.faults]
-
-
-def only(path: Path) -> Document:
-    (document,) = load([path])
-    return document
 
 
 def test_a_manifest_is_read_into_the_object_it_describes(tmp_path: Path) -> None:
@@ -189,6 +173,42 @@ def test_two_strategies_on_one_route_are_refused(tmp_path: Path) -> None:
     assert faults_of(write(tmp_path, text)) == [
         "a.yaml:5:3: only one of 'single' and 'choose' may be set in the spec of a Route"
     ]
+
+
+BOMB = """\
+kind: Pool
+metadata:
+  name: a
+  labels: &a {a: b}
+spec: {zone: z}
+---
+kind: Pool
+metadata: {name: b, labels: *a}
+spec: {}
+"""
+
+
+def test_anchors_and_aliases_are_refused_at_their_line(tmp_path: Path) -> None:
+    alias = BOMB.replace("&a ", "").replace("*a", "\n  *a")
+    laughs = "a: &a [x]\n" + "".join(
+        f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join(['*' + chr(97 + n)] * 9)}]\n" for n in range(9)
+    )
+
+    for text, place in ((BOMB, "4:11: '&a'"), (alias, "9:3: '*a'"), (laughs, "1:4: '&a'"), ("&a", "1:1: '&a'")):
+        assert faults_of(write(tmp_path, text)) == [f"a.yaml:{place}: anchors and aliases are not taken, write it out"]
+
+
+def test_a_file_too_large_to_be_read_in_time_is_refused_unread(tmp_path: Path) -> None:
+    crowd = "".join(f"    key-{number}: value\n" for number in range(300_000))
+    path = write(tmp_path, f"kind: Pool\nmetadata:\n  name: a\n  labels:\n{crowd}spec: {{}}\n")
+
+    assert faults_of(path) == ["a.yaml:1:1: larger than 4 MiB: split it; large data belongs in artifacts"]
+
+
+def test_nesting_without_end_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "kind: Pool\nmetadata: {name: a}\nspec: " + "[" * 20_000)
+
+    assert faults_of(path) == ["a.yaml:1:1: nested too deeply"]
 
 
 def test_a_folder_is_read_sorted_and_without_hidden_files(tmp_path: Path) -> None:

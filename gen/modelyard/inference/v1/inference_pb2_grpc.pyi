@@ -41,7 +41,8 @@ class InferenceServiceStub:
     already retried inside the deadline where the call is idempotent.
     Statuses: OK; INVALID_ARGUMENT (request or tensors); NOT_FOUND (name or version);
     FAILED_PRECONDITION (no candidate meets the constraints); RESOURCE_EXHAUSTED (overload);
-    DEADLINE_EXCEEDED; UNAVAILABLE (no ready host); INTERNAL (the model failed); CANCELLED.
+    DEADLINE_EXCEEDED; UNAVAILABLE (no ready host); UNIMPLEMENTED (a route's strategy that routers do not carry out);
+    INTERNAL (the model failed); CANCELLED.
     """
     InferMany: _grpc.StreamStreamMultiCallable[_inference_pb2.InferManyRequest, _inference_pb2.InferManyResponse]
     """Runs many inferences over one stream, for callers who have many: each is routed by itself, as by Infer.
@@ -56,7 +57,8 @@ class InferenceServiceStub:
     Explain: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ExplainRequest, _inference_pb2.ExplainResponse]
     """Says what Infer would choose for this request, and why. Runs nothing.
 
-    Retry: yes, always. Statuses: OK; INVALID_ARGUMENT; NOT_FOUND; DEADLINE_EXCEEDED; CANCELLED.
+    Retry: yes, always. Statuses: OK; INVALID_ARGUMENT; NOT_FOUND; UNIMPLEMENTED (as of Infer);
+    DEADLINE_EXCEEDED; CANCELLED.
     """
 
 @_typing.type_check_only
@@ -72,7 +74,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     already retried inside the deadline where the call is idempotent.
     Statuses: OK; INVALID_ARGUMENT (request or tensors); NOT_FOUND (name or version);
     FAILED_PRECONDITION (no candidate meets the constraints); RESOURCE_EXHAUSTED (overload);
-    DEADLINE_EXCEEDED; UNAVAILABLE (no ready host); INTERNAL (the model failed); CANCELLED.
+    DEADLINE_EXCEEDED; UNAVAILABLE (no ready host); UNIMPLEMENTED (a route's strategy that routers do not carry out);
+    INTERNAL (the model failed); CANCELLED.
     """
     InferMany: _aio.StreamStreamMultiCallable[_inference_pb2.InferManyRequest, _inference_pb2.InferManyResponse]  # type: ignore[assignment]
     """Runs many inferences over one stream, for callers who have many: each is routed by itself, as by Infer.
@@ -87,7 +90,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     Explain: _aio.UnaryUnaryMultiCallable[_inference_pb2.ExplainRequest, _inference_pb2.ExplainResponse]  # type: ignore[assignment]
     """Says what Infer would choose for this request, and why. Runs nothing.
 
-    Retry: yes, always. Statuses: OK; INVALID_ARGUMENT; NOT_FOUND; DEADLINE_EXCEEDED; CANCELLED.
+    Retry: yes, always. Statuses: OK; INVALID_ARGUMENT; NOT_FOUND; UNIMPLEMENTED (as of Infer);
+    DEADLINE_EXCEEDED; CANCELLED.
     """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -106,7 +110,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         already retried inside the deadline where the call is idempotent.
         Statuses: OK; INVALID_ARGUMENT (request or tensors); NOT_FOUND (name or version);
         FAILED_PRECONDITION (no candidate meets the constraints); RESOURCE_EXHAUSTED (overload);
-        DEADLINE_EXCEEDED; UNAVAILABLE (no ready host); INTERNAL (the model failed); CANCELLED.
+        DEADLINE_EXCEEDED; UNAVAILABLE (no ready host); UNIMPLEMENTED (a route's strategy that routers do not carry out);
+        INTERNAL (the model failed); CANCELLED.
         """
 
     @_abc_1.abstractmethod
@@ -133,7 +138,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_inference_pb2.ExplainResponse, _abc.Awaitable[_inference_pb2.ExplainResponse]]:
         """Says what Infer would choose for this request, and why. Runs nothing.
 
-        Retry: yes, always. Statuses: OK; INVALID_ARGUMENT; NOT_FOUND; DEADLINE_EXCEEDED; CANCELLED.
+        Retry: yes, always. Statuses: OK; INVALID_ARGUMENT; NOT_FOUND; UNIMPLEMENTED (as of Infer);
+        DEADLINE_EXCEEDED; CANCELLED.
         """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

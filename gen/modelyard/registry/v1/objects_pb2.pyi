@@ -8,6 +8,8 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from modelyard.registry.v1 import tenancy_pb2 as _tenancy_pb2
 from modelyard.type.v1 import model_pb2 as _model_pb2
 from modelyard.type.v1 import resources_pb2 as _resources_pb2
 import builtins as _builtins
@@ -20,6 +22,62 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _HashKey:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _HashKeyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HashKey.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    HASH_KEY_UNSPECIFIED: _HashKey.ValueType  # 0
+    """As SESSION."""
+    HASH_KEY_SESSION: _HashKey.ValueType  # 1
+    """The call's session key; without one, its request id."""
+    HASH_KEY_TENANT: _HashKey.ValueType  # 2
+    """The caller's tenant."""
+    HASH_KEY_REQUEST: _HashKey.ValueType  # 3
+    """The request id: each call for itself."""
+
+class HashKey(_HashKey, metaclass=_HashKeyEnumTypeWrapper):
+    """What keeps calls together in a split."""
+
+HASH_KEY_UNSPECIFIED: HashKey.ValueType  # 0
+"""As SESSION."""
+HASH_KEY_SESSION: HashKey.ValueType  # 1
+"""The call's session key; without one, its request id."""
+HASH_KEY_TENANT: HashKey.ValueType  # 2
+"""The caller's tenant."""
+HASH_KEY_REQUEST: HashKey.ValueType  # 3
+"""The request id: each call for itself."""
+Global___HashKey: _TypeAlias = HashKey  # noqa: Y015
+
+class _Combine:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CombineEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Combine.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COMBINE_UNSPECIFIED: _Combine.ValueType  # 0
+    """As MEAN."""
+    COMBINE_MEAN: _Combine.ValueType  # 1
+    """The mean; for outputs of floating point."""
+    COMBINE_VOTE: _Combine.ValueType  # 2
+    """What most members say, the earlier one at a tie; for outputs of whole numbers, truth values and BYTES."""
+    COMBINE_WEIGHTED: _Combine.ValueType  # 3
+    """The mean by weight; for outputs of floating point."""
+
+class Combine(_Combine, metaclass=_CombineEnumTypeWrapper):
+    """How answers become one."""
+
+COMBINE_UNSPECIFIED: Combine.ValueType  # 0
+"""As MEAN."""
+COMBINE_MEAN: Combine.ValueType  # 1
+"""The mean; for outputs of floating point."""
+COMBINE_VOTE: Combine.ValueType  # 2
+"""What most members say, the earlier one at a tie; for outputs of whole numbers, truth values and BYTES."""
+COMBINE_WEIGHTED: Combine.ValueType  # 3
+"""The mean by weight; for outputs of floating point."""
+Global___Combine: _TypeAlias = Combine  # noqa: Y015
 
 @_typing.final
 class Object(_message.Message):
@@ -34,6 +92,8 @@ class Object(_message.Message):
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     ROUTE_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def metadata(self) -> Global___Metadata:
         """Who it is."""
@@ -54,6 +114,14 @@ class Object(_message.Message):
     def pool(self) -> Global___PoolSpec:
         """Kind Pool."""
 
+    @_builtins.property
+    def policy(self) -> _tenancy_pb2.PolicySpec:
+        """Kind Policy."""
+
+    @_builtins.property
+    def tenant(self) -> _tenancy_pb2.TenantSpec:
+        """Kind Tenant."""
+
     def __init__(
         self,
         *,
@@ -62,12 +130,14 @@ class Object(_message.Message):
         model_version: Global___ModelVersionSpec | None = ...,
         route: Global___RouteSpec | None = ...,
         pool: Global___PoolSpec | None = ...,
+        policy: _tenancy_pb2.PolicySpec | None = ...,
+        tenant: _tenancy_pb2.TenantSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "model", b"model", "model_version", b"model_version", "pool", b"pool", "route", b"route", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "model", b"model", "model_version", b"model_version", "policy", b"policy", "pool", b"pool", "route", b"route", "spec", b"spec", "tenant", b"tenant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "model", b"model", "model_version", b"model_version", "pool", b"pool", "route", b"route", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "model", b"model", "model_version", b"model_version", "policy", b"policy", "pool", b"pool", "route", b"route", "spec", b"spec", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["model", "model_version", "route", "pool"]  # noqa: Y015
+    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["model", "model_version", "route", "pool", "policy", "tenant"]  # noqa: Y015
     _WhichOneofArgType_spec: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_spec) -> _WhichOneofReturnType_spec | None: ...
 
@@ -122,15 +192,24 @@ class Metadata(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     ANNOTATIONS_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """DNS label: lower-case letters, digits and hyphens, at most 63."""
+    tenant: _builtins.str
+    """Tenant that the object belongs to; empty: it is shared. An object may refer to shared objects and to those
+    of its own tenant. Policies and Tenants are always shared; a ModelVersion belongs where its Model does.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """For selecting."""
+        """For selecting. At most 64; a key has at most 128 letters, digits, `-`, `_`, `.` and `/`, a value at most
+        128 printable characters.
+        """
 
     @_builtins.property
     def annotations(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """For people and tools: owner, team, cost centre."""
+        """For people and tools: team, cost centre. At most 64; keys as of labels, a value at most 4096 characters, lines
+        and tabs allowed.
+        """
 
     def __init__(
         self,
@@ -138,10 +217,11 @@ class Metadata(_message.Message):
         name: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         annotations: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "labels", b"labels", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "labels", b"labels", "name", b"name", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -157,7 +237,7 @@ class ObjectKey(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
-    """`Model`, `ModelVersion`, `Route` or `Pool`."""
+    """`Model`, `ModelVersion`, `Route`, `Pool`, `Policy` or `Tenant`."""
     name: _builtins.str
     """metadata.name."""
     version: _builtins.str
@@ -190,6 +270,7 @@ class ModelSpec(_message.Message):
     OUTPUTS_FIELD_NUMBER: _builtins.int
     LATENCY_SLO_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
+    AVAILABILITY_SLO_FIELD_NUMBER: _builtins.int
     description: _builtins.str
     """One line for people."""
     task: _builtins.str
@@ -198,6 +279,8 @@ class ModelSpec(_message.Message):
     """What it takes: `text`, `image`, `audio`, `tabular`, ..."""
     owner: _builtins.str
     """Who answers for it."""
+    availability_slo: _builtins.float
+    """Share of calls that are answered in time, in (0, 1): 0.999. Unset: no promise."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.TensorSpec]:
         """Its inputs; at least one."""
@@ -220,19 +303,22 @@ class ModelSpec(_message.Message):
         outputs: _abc.Iterable[_model_pb2.TensorSpec] | None = ...,
         latency_slo: _duration_pb2.Duration | None = ...,
         owner: _builtins.str = ...,
+        availability_slo: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["latency_slo", b"latency_slo"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_availability_slo", b"_availability_slo", "availability_slo", b"availability_slo", "latency_slo", b"latency_slo"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "inputs", b"inputs", "latency_slo", b"latency_slo", "modality", b"modality", "outputs", b"outputs", "owner", b"owner", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_availability_slo", b"_availability_slo", "availability_slo", b"availability_slo", "description", b"description", "inputs", b"inputs", "latency_slo", b"latency_slo", "modality", b"modality", "outputs", b"outputs", "owner", b"owner", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__availability_slo: _TypeAlias = _typing.Literal["availability_slo"]  # noqa: Y015
+    _WhichOneofArgType__availability_slo: _TypeAlias = _typing.Literal["_availability_slo", b"_availability_slo"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__availability_slo) -> _WhichOneofReturnType__availability_slo | None: ...
 
 Global___ModelSpec: _TypeAlias = ModelSpec  # noqa: Y015
 
 @_typing.final
 class ModelVersionSpec(_message.Message):
-    """One version of a model: its artifact, how to run it, what it needs and costs. Everything
-    but replicas, labels and annotations is immutable once applied.
+    """One version of a model: its artifact, how to run it, what it needs and costs. Everything but min_replicas,
+    failure_modes, owner, labels, annotations and tenant is immutable once applied.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -272,6 +358,10 @@ class ModelVersionSpec(_message.Message):
     SERVICE_TIME_FIELD_NUMBER: _builtins.int
     LINEAGE_FIELD_NUMBER: _builtins.int
     WARMUP_FIELD_NUMBER: _builtins.int
+    SEGMENT_QUALITIES_FIELD_NUMBER: _builtins.int
+    FAILURE_MODES_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    SMOKE_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Semver."""
     min_replicas: _builtins.int
@@ -284,6 +374,8 @@ class ModelVersionSpec(_message.Message):
     """Measured quality in [0, 1]; absent if nobody measured."""
     quality_metric: _builtins.str
     """What was measured for `quality`."""
+    owner: _builtins.str
+    """Who answers for this version; empty: who answers for the model."""
     @_builtins.property
     def artifact(self) -> Global___Artifact:
         """The weights."""
@@ -316,6 +408,18 @@ class ModelVersionSpec(_message.Message):
     def warmup(self) -> _containers.RepeatedCompositeFieldContainer[Global___WarmupSample]:
         """Inputs run before the version counts as ready; without any, zeros of the schema's shape."""
 
+    @_builtins.property
+    def segment_qualities(self) -> _containers.RepeatedCompositeFieldContainer[Global___SegmentQuality]:
+        """Quality where it differs: by task, by segment of users or inputs, or both. At most 256, each place once."""
+
+    @_builtins.property
+    def failure_modes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is known to go wrong, a line each. At most 64; grows while the version runs."""
+
+    @_builtins.property
+    def smoke(self) -> Global___SmokeTest:
+        """What it must answer on a staging host before it may land."""
+
     def __init__(
         self,
         *,
@@ -333,16 +437,136 @@ class ModelVersionSpec(_message.Message):
         service_time: _duration_pb2.Duration | None = ...,
         lineage: Global___Lineage | None = ...,
         warmup: _abc.Iterable[Global___WarmupSample] | None = ...,
+        segment_qualities: _abc.Iterable[Global___SegmentQuality] | None = ...,
+        failure_modes: _abc.Iterable[_builtins.str] | None = ...,
+        owner: _builtins.str = ...,
+        smoke: Global___SmokeTest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_quality", b"_quality", "artifact", b"artifact", "backend", b"backend", "batching", b"batching", "lineage", b"lineage", "quality", b"quality", "resources", b"resources", "service_time", b"service_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_quality", b"_quality", "artifact", b"artifact", "backend", b"backend", "batching", b"batching", "lineage", b"lineage", "quality", b"quality", "resources", b"resources", "service_time", b"service_time", "smoke", b"smoke"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_quality", b"_quality", "artifact", b"artifact", "backend", b"backend", "batching", b"batching", "cost_microusd", b"cost_microusd", "files", b"files", "lineage", b"lineage", "min_replicas", b"min_replicas", "pool", b"pool", "quality", b"quality", "quality_metric", b"quality_metric", "resources", b"resources", "service_time", b"service_time", "version", b"version", "warmup", b"warmup"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_quality", b"_quality", "artifact", b"artifact", "backend", b"backend", "batching", b"batching", "cost_microusd", b"cost_microusd", "failure_modes", b"failure_modes", "files", b"files", "lineage", b"lineage", "min_replicas", b"min_replicas", "owner", b"owner", "pool", b"pool", "quality", b"quality", "quality_metric", b"quality_metric", "resources", b"resources", "segment_qualities", b"segment_qualities", "service_time", b"service_time", "smoke", b"smoke", "version", b"version", "warmup", b"warmup"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__quality: _TypeAlias = _typing.Literal["quality"]  # noqa: Y015
     _WhichOneofArgType__quality: _TypeAlias = _typing.Literal["_quality", b"_quality"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__quality) -> _WhichOneofReturnType__quality | None: ...
 
 Global___ModelVersionSpec: _TypeAlias = ModelVersionSpec  # noqa: Y015
+
+@_typing.final
+class SmokeTest(_message.Message):
+    """A sample, and what is expected of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class InputsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___WarmupTensor: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___WarmupTensor | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class OutputsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___WarmupTensor: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___WarmupTensor | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    INPUTS_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
+    TOLERANCE_FIELD_NUMBER: _builtins.int
+    MAX_LATENCY_FIELD_NUMBER: _builtins.int
+    tolerance: _builtins.float
+    """Most that a number of an output may be off. 0: exactly equal."""
+    @_builtins.property
+    def inputs(self) -> _containers.MessageMap[_builtins.str, Global___WarmupTensor]:
+        """Raw tensors by input name, as in a warm-up sample."""
+
+    @_builtins.property
+    def outputs(self) -> _containers.MessageMap[_builtins.str, Global___WarmupTensor]:
+        """Expected tensors by output name; at least one. Outputs that are not named may be anything."""
+
+    @_builtins.property
+    def max_latency(self) -> _duration_pb2.Duration:
+        """Most that the host may take, waiting and computing. Unset: as long as the apply may take."""
+
+    def __init__(
+        self,
+        *,
+        inputs: _abc.Mapping[_builtins.str, Global___WarmupTensor] | None = ...,
+        outputs: _abc.Mapping[_builtins.str, Global___WarmupTensor] | None = ...,
+        tolerance: _builtins.float = ...,
+        max_latency: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_latency", b"max_latency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "max_latency", b"max_latency", "outputs", b"outputs", "tolerance", b"tolerance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SmokeTest: _TypeAlias = SmokeTest  # noqa: Y015
+
+@_typing.final
+class SegmentQuality(_message.Message):
+    """Quality in one place."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    SEGMENT_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    task: _builtins.str
+    """What the model is used for, such as `triage`; empty: any task."""
+    segment: _builtins.str
+    """Whom or what it is used on, such as `language=de`; empty: everybody. One of the two is set."""
+    quality: _builtins.float
+    """Quality in [0, 1]."""
+    metric: _builtins.str
+    """What was measured; empty: the version's quality_metric."""
+    def __init__(
+        self,
+        *,
+        task: _builtins.str = ...,
+        segment: _builtins.str = ...,
+        quality: _builtins.float = ...,
+        metric: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["metric", b"metric", "quality", b"quality", "segment", b"segment", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SegmentQuality: _TypeAlias = SegmentQuality  # noqa: Y015
 
 @_typing.final
 class Artifact(_message.Message):
@@ -460,18 +684,48 @@ class Lineage(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class DependenciesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     CODE_COMMIT_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     PARENT_FIELD_NUMBER: _builtins.int
     LICENSE_FIELD_NUMBER: _builtins.int
+    DEPENDENCIES_FIELD_NUMBER: _builtins.int
+    TRAINING_RUN_FIELD_NUMBER: _builtins.int
     code_commit: _builtins.str
     """Commit of the code that made it."""
     data: _builtins.str
     """Data it was made from."""
     parent: _builtins.str
-    """Version it was made from."""
+    """What it was made from: `1.0.0` is a version of the same model, `name:1.0.0` one of another. Free text, never
+    checked to exist: a parent is often outside of this mesh, or gone long since. Not the version itself.
+    """
     license: _builtins.str
     """Licence of the weights."""
+    training_run: _builtins.str
+    """Id of the training run, as the tracker that has it knows it."""
+    @_builtins.property
+    def dependencies(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What made it, by name: libraries, base images, data sets; each with its version. At most 256."""
+
     def __init__(
         self,
         *,
@@ -479,10 +733,12 @@ class Lineage(_message.Message):
         data: _builtins.str = ...,
         parent: _builtins.str = ...,
         license: _builtins.str = ...,
+        dependencies: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        training_run: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_commit", b"code_commit", "data", b"data", "license", b"license", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_commit", b"code_commit", "data", b"data", "dependencies", b"dependencies", "license", b"license", "parent", b"parent", "training_run", b"training_run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -570,13 +826,30 @@ class RouteSpec(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     SINGLE_FIELD_NUMBER: _builtins.int
     CHOOSE_FIELD_NUMBER: _builtins.int
+    SPLIT_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
+    FALLBACK_FIELD_NUMBER: _builtins.int
+    CASCADE_FIELD_NUMBER: _builtins.int
+    ENSEMBLE_FIELD_NUMBER: _builtins.int
+    PIPELINE_FIELD_NUMBER: _builtins.int
     DEFAULT_TIMEOUT_FIELD_NUMBER: _builtins.int
     MAX_TIMEOUT_FIELD_NUMBER: _builtins.int
     MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    PROTECTED_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
     description: _builtins.str
     """One line for people."""
     max_attempts: _builtins.int
     """Most attempts per call, the first included. Unset or 0: 3."""
+    policy: _builtins.str
+    """Policy whose rules hold for its calls, in place of the one of the caller's tenant; empty: that one."""
+    owner: _builtins.str
+    """Who answers for it."""
+    protected: _builtins.bool
+    """True asks for an approval before it changes; for tools that gate changes."""
     @_builtins.property
     def single(self) -> Global___Single:
         """Always the same model."""
@@ -586,6 +859,30 @@ class RouteSpec(_message.Message):
         """The best of several, scored for each call."""
 
     @_builtins.property
+    def split(self) -> Global___Split:
+        """Fixed parts of the calls to each of several: A/B tests, canaries."""
+
+    @_builtins.property
+    def shadow(self) -> Global___Shadow:
+        """One model answers, another gets copies."""
+
+    @_builtins.property
+    def fallback(self) -> Global___Fallback:
+        """The first of several that can answer."""
+
+    @_builtins.property
+    def cascade(self) -> Global___Cascade:
+        """Small models first, larger ones where those are unsure."""
+
+    @_builtins.property
+    def ensemble(self) -> Global___Ensemble:
+        """Several answers made into one."""
+
+    @_builtins.property
+    def pipeline(self) -> Global___Pipeline:
+        """A graph of steps."""
+
+    @_builtins.property
     def default_timeout(self) -> _duration_pb2.Duration:
         """Deadline of a call that sets none. Unset: 30 s."""
 
@@ -593,21 +890,44 @@ class RouteSpec(_message.Message):
     def max_timeout(self) -> _duration_pb2.Duration:
         """Longest deadline a caller may set. Unset: 300 s."""
 
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.TensorSpec]:
+        """What callers send. If set, every model that it names must take it: tensors by name, type and rank, and any size
+        that stands here. If not, all of its models must take the same. A pipeline must set it.
+        """
+
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.TensorSpec]:
+        """What callers get. If set, every model that may answer must give it, and may give more. If not, all of them must
+        give the same. A pipeline must set it.
+        """
+
     def __init__(
         self,
         *,
         description: _builtins.str = ...,
         single: Global___Single | None = ...,
         choose: Global___Choose | None = ...,
+        split: Global___Split | None = ...,
+        shadow: Global___Shadow | None = ...,
+        fallback: Global___Fallback | None = ...,
+        cascade: Global___Cascade | None = ...,
+        ensemble: Global___Ensemble | None = ...,
+        pipeline: Global___Pipeline | None = ...,
         default_timeout: _duration_pb2.Duration | None = ...,
         max_timeout: _duration_pb2.Duration | None = ...,
         max_attempts: _builtins.int = ...,
+        policy: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        protected: _builtins.bool = ...,
+        inputs: _abc.Iterable[_model_pb2.TensorSpec] | None = ...,
+        outputs: _abc.Iterable[_model_pb2.TensorSpec] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["choose", b"choose", "default_timeout", b"default_timeout", "max_timeout", b"max_timeout", "single", b"single", "strategy", b"strategy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cascade", b"cascade", "choose", b"choose", "default_timeout", b"default_timeout", "ensemble", b"ensemble", "fallback", b"fallback", "max_timeout", b"max_timeout", "pipeline", b"pipeline", "shadow", b"shadow", "single", b"single", "split", b"split", "strategy", b"strategy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choose", b"choose", "default_timeout", b"default_timeout", "description", b"description", "max_attempts", b"max_attempts", "max_timeout", b"max_timeout", "single", b"single", "strategy", b"strategy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cascade", b"cascade", "choose", b"choose", "default_timeout", b"default_timeout", "description", b"description", "ensemble", b"ensemble", "fallback", b"fallback", "inputs", b"inputs", "max_attempts", b"max_attempts", "max_timeout", b"max_timeout", "outputs", b"outputs", "owner", b"owner", "pipeline", b"pipeline", "policy", b"policy", "protected", b"protected", "shadow", b"shadow", "single", b"single", "split", b"split", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_strategy: _TypeAlias = _typing.Literal["single", "choose"]  # noqa: Y015
+    _WhichOneofReturnType_strategy: _TypeAlias = _typing.Literal["single", "choose", "split", "shadow", "fallback", "cascade", "ensemble", "pipeline"]  # noqa: Y015
     _WhichOneofArgType_strategy: _TypeAlias = _typing.Literal["strategy", b"strategy"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_strategy) -> _WhichOneofReturnType_strategy | None: ...
 
@@ -638,6 +958,36 @@ class RouteTarget(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RouteTarget: _TypeAlias = RouteTarget  # noqa: Y015
+
+@_typing.final
+class Callee(_message.Message):
+    """A model, or what another route leads to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    ROUTE_FIELD_NUMBER: _builtins.int
+    route: _builtins.str
+    """Name of a route. Routes that name each other in a circle are refused, and so are more than 8 in a row."""
+    @_builtins.property
+    def target(self) -> Global___RouteTarget:
+        """A model."""
+
+    def __init__(
+        self,
+        *,
+        target: Global___RouteTarget | None = ...,
+        route: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["callee", b"callee", "route", b"route", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["callee", b"callee", "route", b"route", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_callee: _TypeAlias = _typing.Literal["target", "route"]  # noqa: Y015
+    _WhichOneofArgType_callee: _TypeAlias = _typing.Literal["callee", b"callee"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_callee) -> _WhichOneofReturnType_callee | None: ...
+
+Global___Callee: _TypeAlias = Callee  # noqa: Y015
 
 @_typing.final
 class Single(_message.Message):
@@ -702,6 +1052,487 @@ class Choose(_message.Message):
 Global___Choose: _TypeAlias = Choose  # noqa: Y015
 
 @_typing.final
+class Split(_message.Message):
+    """Strategy `split`: each call goes by the hash of its key, so that a key stays with its target while parts do not change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGETS_FIELD_NUMBER: _builtins.int
+    HASH_KEY_FIELD_NUMBER: _builtins.int
+    hash_key: Global___HashKey.ValueType
+    """What is hashed, together with the route's name. Unspecified: SESSION."""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___SplitTarget]:
+        """At least one, each once. Their per cent are 100 in all, exactly."""
+
+    def __init__(
+        self,
+        *,
+        targets: _abc.Iterable[Global___SplitTarget] | None = ...,
+        hash_key: Global___HashKey.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hash_key", b"hash_key", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Split: _TypeAlias = Split  # noqa: Y015
+
+@_typing.final
+class SplitTarget(_message.Message):
+    """One part of a split."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    percent: _builtins.float
+    """How much of the calls, in per cent, to at most 4 decimals. 0 keeps a target prepared without calls."""
+    @_builtins.property
+    def target(self) -> Global___RouteTarget:
+        """Who gets it."""
+
+    def __init__(
+        self,
+        *,
+        target: Global___RouteTarget | None = ...,
+        percent: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["percent", b"percent", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SplitTarget: _TypeAlias = SplitTarget  # noqa: Y015
+
+@_typing.final
+class Shadow(_message.Message):
+    """Strategy `shadow`: the primary answers; after that some calls are copied to the shadow, whose answers are only
+    compared. A shadow never delays or fails a caller.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRIMARY_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
+    MAX_IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    percent: _builtins.float
+    """Calls that are copied, in per cent. Unset: 100. 0 pauses the shadow."""
+    max_in_flight: _builtins.int
+    """Most copies under way at once; more are not made. Unset or 0: 8."""
+    @_builtins.property
+    def primary(self) -> Global___RouteTarget:
+        """Who answers."""
+
+    @_builtins.property
+    def shadow(self) -> Global___RouteTarget:
+        """Who gets copies; another model or version."""
+
+    @_builtins.property
+    def budget(self) -> _tenancy_pb2.Budget:
+        """What copies may cost; copies beyond it are not made. Unset: not bounded by price."""
+
+    def __init__(
+        self,
+        *,
+        primary: Global___RouteTarget | None = ...,
+        shadow: Global___RouteTarget | None = ...,
+        percent: _builtins.float | None = ...,
+        budget: _tenancy_pb2.Budget | None = ...,
+        max_in_flight: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_percent", b"_percent", "budget", b"budget", "percent", b"percent", "primary", b"primary", "shadow", b"shadow"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_percent", b"_percent", "budget", b"budget", "max_in_flight", b"max_in_flight", "percent", b"percent", "primary", b"primary", "shadow", b"shadow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__percent: _TypeAlias = _typing.Literal["percent"]  # noqa: Y015
+    _WhichOneofArgType__percent: _TypeAlias = _typing.Literal["_percent", b"_percent"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__percent) -> _WhichOneofReturnType__percent | None: ...
+
+Global___Shadow: _TypeAlias = Shadow  # noqa: Y015
+
+@_typing.final
+class Fallback(_message.Message):
+    """Strategy `fallback`: the next one is asked where the one before has no host, is overloaded or fails."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGETS_FIELD_NUMBER: _builtins.int
+    STATIC_ANSWER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Callee]:
+        """In order; each once. A single one needs a static answer behind it."""
+
+    @_builtins.property
+    def static_answer(self) -> Global___StaticAnswer:
+        """What callers get where nobody answers. Unset: the last one's error."""
+
+    def __init__(
+        self,
+        *,
+        targets: _abc.Iterable[Global___Callee] | None = ...,
+        static_answer: Global___StaticAnswer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["static_answer", b"static_answer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["static_answer", b"static_answer", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Fallback: _TypeAlias = Fallback  # noqa: Y015
+
+@_typing.final
+class StaticAnswer(_message.Message):
+    """An answer known beforehand."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class OutputsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___StaticTensor: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___StaticTensor | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    OUTPUTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def outputs(self) -> _containers.MessageMap[_builtins.str, Global___StaticTensor]:
+        """Every output of the route, by name."""
+
+    def __init__(
+        self,
+        *,
+        outputs: _abc.Mapping[_builtins.str, Global___StaticTensor] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outputs", b"outputs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StaticAnswer: _TypeAlias = StaticAnswer  # noqa: Y015
+
+@_typing.final
+class StaticTensor(_message.Message):
+    """One tensor of a static answer; its type is that of the route's output."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHAPE_FIELD_NUMBER: _builtins.int
+    RAW_FIELD_NUMBER: _builtins.int
+    raw: _builtins.bytes
+    """Its elements, as in `raw_output_contents`; empty means zeros (for BYTES: empty strings)."""
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Its dimensions."""
+
+    def __init__(
+        self,
+        *,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+        raw: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["raw", b"raw", "shape", b"shape"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StaticTensor: _TypeAlias = StaticTensor  # noqa: Y015
+
+@_typing.final
+class Cascade(_message.Message):
+    """Strategy `cascade`: each step answers, unless it is unsure and there is time and money for the next."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___CascadeStep]:
+        """In order; at least two, each target once."""
+
+    def __init__(
+        self,
+        *,
+        steps: _abc.Iterable[Global___CascadeStep] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Cascade: _TypeAlias = Cascade  # noqa: Y015
+
+@_typing.final
+class CascadeStep(_message.Message):
+    """One step of a cascade."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    ESCALATE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def target(self) -> Global___RouteTarget:
+        """Who is asked."""
+
+    @_builtins.property
+    def escalate(self) -> Global___Escalation:
+        """When the next step is asked. Set in every step but the last."""
+
+    def __init__(
+        self,
+        *,
+        target: Global___RouteTarget | None = ...,
+        escalate: Global___Escalation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["escalate", b"escalate", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["escalate", b"escalate", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CascadeStep: _TypeAlias = CascadeStep  # noqa: Y015
+
+@_typing.final
+class Escalation(_message.Message):
+    """When an answer counts as unsure."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    output: _builtins.str
+    """An output of the step's model, of floating point: scores, or one confidence."""
+    threshold: _builtins.float
+    """The answer is unsure if the largest element of any row is below this. Finite."""
+    def __init__(
+        self,
+        *,
+        output: _builtins.str = ...,
+        threshold: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Escalation: _TypeAlias = Escalation  # noqa: Y015
+
+@_typing.final
+class Ensemble(_message.Message):
+    """Strategy `ensemble`: all members are asked, and their answers combined element by element."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    COMBINE_FIELD_NUMBER: _builtins.int
+    QUORUM_FIELD_NUMBER: _builtins.int
+    combine: Global___Combine.ValueType
+    """How to combine. Unspecified: MEAN."""
+    quorum: _builtins.int
+    """Fewest answers to combine; fewer are an error. Unset or 0: all of them."""
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___EnsembleMember]:
+        """At least two, each target once."""
+
+    def __init__(
+        self,
+        *,
+        members: _abc.Iterable[Global___EnsembleMember] | None = ...,
+        combine: Global___Combine.ValueType = ...,
+        quorum: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["combine", b"combine", "members", b"members", "quorum", b"quorum"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ensemble: _TypeAlias = Ensemble  # noqa: Y015
+
+@_typing.final
+class EnsembleMember(_message.Message):
+    """One member of an ensemble."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    weight: _builtins.float
+    """What its answer counts, above 0; they need not add up to anything. Set for WEIGHTED, and only then."""
+    @_builtins.property
+    def target(self) -> Global___RouteTarget:
+        """Who is asked."""
+
+    def __init__(
+        self,
+        *,
+        target: Global___RouteTarget | None = ...,
+        weight: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "target", b"target", "weight", b"weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "target", b"target", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
+
+Global___EnsembleMember: _TypeAlias = EnsembleMember  # noqa: Y015
+
+@_typing.final
+class Pipeline(_message.Message):
+    """Strategy `pipeline`: a graph of steps, each begun when what it needs is there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class OutputsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___TensorSource: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___TensorSource | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___PipelineStep]:
+        """In any order; at least one."""
+
+    @_builtins.property
+    def outputs(self) -> _containers.MessageMap[_builtins.str, Global___TensorSource]:
+        """Where each output of the route comes from, by its name."""
+
+    def __init__(
+        self,
+        *,
+        steps: _abc.Iterable[Global___PipelineStep] | None = ...,
+        outputs: _abc.Mapping[_builtins.str, Global___TensorSource] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outputs", b"outputs", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pipeline: _TypeAlias = Pipeline  # noqa: Y015
+
+@_typing.final
+class PipelineStep(_message.Message):
+    """One step of a pipeline. Some output of it must be used."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class InputsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___TensorSource: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___TensorSource | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CALL_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """DNS label, unique in the pipeline."""
+    @_builtins.property
+    def call(self) -> Global___Callee:
+        """Who is asked."""
+
+    @_builtins.property
+    def inputs(self) -> _containers.MessageMap[_builtins.str, Global___TensorSource]:
+        """Where each input comes from, by its name; those of the callee that are not optional must be there."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        call: Global___Callee | None = ...,
+        inputs: _abc.Mapping[_builtins.str, Global___TensorSource] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "inputs", b"inputs", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PipelineStep: _TypeAlias = PipelineStep  # noqa: Y015
+
+@_typing.final
+class TensorSource(_message.Message):
+    """A tensor of a pipeline."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    TENSOR_FIELD_NUMBER: _builtins.int
+    step: _builtins.str
+    """Step whose output it is; empty: an input of the route."""
+    tensor: _builtins.str
+    """Name of the output or input."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.str = ...,
+        tensor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["step", b"step", "tensor", b"tensor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TensorSource: _TypeAlias = TensorSource  # noqa: Y015
+
+@_typing.final
 class PoolSpec(_message.Message):
     """A set of like hosts."""
 
@@ -714,6 +1545,9 @@ class PoolSpec(_message.Message):
     MIN_HOSTS_FIELD_NUMBER: _builtins.int
     MAX_HOSTS_FIELD_NUMBER: _builtins.int
     TRUSTS_ARTIFACTS_FIELD_NUMBER: _builtins.int
+    STAGING_FIELD_NUMBER: _builtins.int
+    MAX_VERSION_BYTES_FIELD_NUMBER: _builtins.int
+    MIN_LATENCY_SLO_FIELD_NUMBER: _builtins.int
     description: _builtins.str
     """One line for people."""
     device_kind: _resources_pb2.DeviceKind.ValueType
@@ -728,6 +1562,14 @@ class PoolSpec(_message.Message):
     """Most hosts. 0: as many as min_hosts."""
     trusts_artifacts: _builtins.bool
     """True lets its hosts load artifacts that can execute code."""
+    staging: _builtins.bool
+    """True makes its hosts staging hosts: only the registry loads versions there, to run their smoke tests."""
+    max_version_bytes: _builtins.int
+    """Most memory that a version in this pool may declare. 0: no limit but the hosts' own."""
+    @_builtins.property
+    def min_latency_slo(self) -> _duration_pb2.Duration:
+        """Tightest latency that models whose versions are in this pool may promise. Unset: no limit."""
+
     def __init__(
         self,
         *,
@@ -738,10 +1580,13 @@ class PoolSpec(_message.Message):
         min_hosts: _builtins.int = ...,
         max_hosts: _builtins.int = ...,
         trusts_artifacts: _builtins.bool = ...,
+        staging: _builtins.bool = ...,
+        max_version_bytes: _builtins.int = ...,
+        min_latency_slo: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["min_latency_slo", b"min_latency_slo"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "device_kind", b"device_kind", "max_hosts", b"max_hosts", "memory_bytes", b"memory_bytes", "min_hosts", b"min_hosts", "trusts_artifacts", b"trusts_artifacts", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "device_kind", b"device_kind", "max_hosts", b"max_hosts", "max_version_bytes", b"max_version_bytes", "memory_bytes", b"memory_bytes", "min_hosts", b"min_hosts", "min_latency_slo", b"min_latency_slo", "staging", b"staging", "trusts_artifacts", b"trusts_artifacts", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -70,6 +70,16 @@ class RegistryServiceStub:
                 request_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.RollbackRequest.SerializeToString,
                 response_deserializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.RollbackResponse.FromString,
                 _registered_method=True)
+        self.ListAttempts = channel.unary_unary(
+                '/modelyard.registry.v1.RegistryService/ListAttempts',
+                request_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.ListAttemptsRequest.SerializeToString,
+                response_deserializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.ListAttemptsResponse.FromString,
+                _registered_method=True)
+        self.Approve = channel.unary_unary(
+                '/modelyard.registry.v1.RegistryService/Approve',
+                request_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.ApproveRequest.SerializeToString,
+                response_deserializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.ApproveResponse.FromString,
+                _registered_method=True)
         self.Export = channel.unary_stream(
                 '/modelyard.registry.v1.RegistryService/Export',
                 request_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.ExportRequest.SerializeToString,
@@ -122,7 +132,7 @@ class RegistryServiceServicer:
         Retry: yes on UNAVAILABLE and DEADLINE_EXCEEDED with the same request id: a request that
         was carried out answers with its first result.
         Statuses: OK; INVALID_ARGUMENT (every fault, as BadRequest); ABORTED (head moved);
-        UNAVAILABLE (store out of reach); DEADLINE_EXCEEDED.
+        FAILED_PRECONDITION (a gate did not pass: see ListAttempts); UNAVAILABLE (store out of reach); DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -179,6 +189,26 @@ class RegistryServiceServicer:
         The state is checked as that of an Apply is: a version that was made anew under its old name since
         cannot come back.
         Retry: as Apply. Statuses: as Apply; NOT_FOUND (revision).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAttempts(self, request, context):
+        """Changes that a gate kept out, newest first, with everything that was found: the last 1,000.
+
+        Retry: yes. Statuses: OK; INVALID_ARGUMENT; UNAVAILABLE; DEADLINE_EXCEEDED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Approve(self, request, context):
+        """Approves of a change that was kept out for want of it. Whoever wanted it applies the same again.
+
+        The approval is of exactly this change, to exactly the objects that it met, and for a week.
+        Retry: yes. Statuses: OK; INVALID_ARGUMENT; NOT_FOUND (no such attempt); FAILED_PRECONDITION (not by an owner, or
+        the attempt lacks no approval); UNAVAILABLE; DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -307,6 +337,16 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.Rollback,
                     request_deserializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.RollbackRequest.FromString,
                     response_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.RollbackResponse.SerializeToString,
+            ),
+            'ListAttempts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAttempts,
+                    request_deserializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.ListAttemptsRequest.FromString,
+                    response_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.ListAttemptsResponse.SerializeToString,
+            ),
+            'Approve': grpc.unary_unary_rpc_method_handler(
+                    servicer.Approve,
+                    request_deserializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.ApproveRequest.FromString,
+                    response_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.ApproveResponse.SerializeToString,
             ),
             'Export': grpc.unary_stream_rpc_method_handler(
                     servicer.Export,
@@ -539,6 +579,60 @@ class RegistryService:
             '/modelyard.registry.v1.RegistryService/Rollback',
             modelyard_dot_registry_dot_v1_dot_registry__pb2.RollbackRequest.SerializeToString,
             modelyard_dot_registry_dot_v1_dot_registry__pb2.RollbackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAttempts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelyard.registry.v1.RegistryService/ListAttempts',
+            modelyard_dot_registry_dot_v1_dot_registry__pb2.ListAttemptsRequest.SerializeToString,
+            modelyard_dot_registry_dot_v1_dot_registry__pb2.ListAttemptsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Approve(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelyard.registry.v1.RegistryService/Approve',
+            modelyard_dot_registry_dot_v1_dot_registry__pb2.ApproveRequest.SerializeToString,
+            modelyard_dot_registry_dot_v1_dot_registry__pb2.ApproveResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,7 +39,7 @@ class RegistryServiceStub:
     Retry: yes on UNAVAILABLE and DEADLINE_EXCEEDED with the same request id: a request that
     was carried out answers with its first result.
     Statuses: OK; INVALID_ARGUMENT (every fault, as BadRequest); ABORTED (head moved);
-    UNAVAILABLE (store out of reach); DEADLINE_EXCEEDED.
+    FAILED_PRECONDITION (a gate did not pass: see ListAttempts); UNAVAILABLE (store out of reach); DEADLINE_EXCEEDED.
     """
     Get: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetRequest, _registry_pb2.GetResponse]
     """One object, at a revision or at the head.
@@ -72,6 +72,18 @@ class RegistryServiceStub:
     The state is checked as that of an Apply is: a version that was made anew under its old name since
     cannot come back.
     Retry: as Apply. Statuses: as Apply; NOT_FOUND (revision).
+    """
+    ListAttempts: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListAttemptsRequest, _registry_pb2.ListAttemptsResponse]
+    """Changes that a gate kept out, newest first, with everything that was found: the last 1,000.
+
+    Retry: yes. Statuses: OK; INVALID_ARGUMENT; UNAVAILABLE; DEADLINE_EXCEEDED.
+    """
+    Approve: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ApproveRequest, _registry_pb2.ApproveResponse]
+    """Approves of a change that was kept out for want of it. Whoever wanted it applies the same again.
+
+    The approval is of exactly this change, to exactly the objects that it met, and for a week.
+    Retry: yes. Statuses: OK; INVALID_ARGUMENT; NOT_FOUND (no such attempt); FAILED_PRECONDITION (not by an owner, or
+    the attempt lacks no approval); UNAVAILABLE; DEADLINE_EXCEEDED.
     """
     Export: _grpc.UnaryStreamMultiCallable[_registry_pb2.ExportRequest, _registry_pb2.ExportResponse]
     """The state at a revision, or all of the history, as one file, in parts.
@@ -139,7 +151,7 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     Retry: yes on UNAVAILABLE and DEADLINE_EXCEEDED with the same request id: a request that
     was carried out answers with its first result.
     Statuses: OK; INVALID_ARGUMENT (every fault, as BadRequest); ABORTED (head moved);
-    UNAVAILABLE (store out of reach); DEADLINE_EXCEEDED.
+    FAILED_PRECONDITION (a gate did not pass: see ListAttempts); UNAVAILABLE (store out of reach); DEADLINE_EXCEEDED.
     """
     Get: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetRequest, _registry_pb2.GetResponse]  # type: ignore[assignment]
     """One object, at a revision or at the head.
@@ -172,6 +184,18 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     The state is checked as that of an Apply is: a version that was made anew under its old name since
     cannot come back.
     Retry: as Apply. Statuses: as Apply; NOT_FOUND (revision).
+    """
+    ListAttempts: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListAttemptsRequest, _registry_pb2.ListAttemptsResponse]  # type: ignore[assignment]
+    """Changes that a gate kept out, newest first, with everything that was found: the last 1,000.
+
+    Retry: yes. Statuses: OK; INVALID_ARGUMENT; UNAVAILABLE; DEADLINE_EXCEEDED.
+    """
+    Approve: _aio.UnaryUnaryMultiCallable[_registry_pb2.ApproveRequest, _registry_pb2.ApproveResponse]  # type: ignore[assignment]
+    """Approves of a change that was kept out for want of it. Whoever wanted it applies the same again.
+
+    The approval is of exactly this change, to exactly the objects that it met, and for a week.
+    Retry: yes. Statuses: OK; INVALID_ARGUMENT; NOT_FOUND (no such attempt); FAILED_PRECONDITION (not by an owner, or
+    the attempt lacks no approval); UNAVAILABLE; DEADLINE_EXCEEDED.
     """
     Export: _aio.UnaryStreamMultiCallable[_registry_pb2.ExportRequest, _registry_pb2.ExportResponse]  # type: ignore[assignment]
     """The state at a revision, or all of the history, as one file, in parts.
@@ -242,7 +266,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         Retry: yes on UNAVAILABLE and DEADLINE_EXCEEDED with the same request id: a request that
         was carried out answers with its first result.
         Statuses: OK; INVALID_ARGUMENT (every fault, as BadRequest); ABORTED (head moved);
-        UNAVAILABLE (store out of reach); DEADLINE_EXCEEDED.
+        FAILED_PRECONDITION (a gate did not pass: see ListAttempts); UNAVAILABLE (store out of reach); DEADLINE_EXCEEDED.
         """
 
     @_abc_1.abstractmethod
@@ -311,6 +335,30 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         The state is checked as that of an Apply is: a version that was made anew under its old name since
         cannot come back.
         Retry: as Apply. Statuses: as Apply; NOT_FOUND (revision).
+        """
+
+    @_abc_1.abstractmethod
+    def ListAttempts(
+        self,
+        request: _registry_pb2.ListAttemptsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ListAttemptsResponse, _abc.Awaitable[_registry_pb2.ListAttemptsResponse]]:
+        """Changes that a gate kept out, newest first, with everything that was found: the last 1,000.
+
+        Retry: yes. Statuses: OK; INVALID_ARGUMENT; UNAVAILABLE; DEADLINE_EXCEEDED.
+        """
+
+    @_abc_1.abstractmethod
+    def Approve(
+        self,
+        request: _registry_pb2.ApproveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ApproveResponse, _abc.Awaitable[_registry_pb2.ApproveResponse]]:
+        """Approves of a change that was kept out for want of it. Whoever wanted it applies the same again.
+
+        The approval is of exactly this change, to exactly the objects that it met, and for a week.
+        Retry: yes. Statuses: OK; INVALID_ARGUMENT; NOT_FOUND (no such attempt); FAILED_PRECONDITION (not by an owner, or
+        the attempt lacks no approval); UNAVAILABLE; DEADLINE_EXCEEDED.
         """
 
     @_abc_1.abstractmethod

@@ -74,6 +74,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Something unexpected, whose text is kept to the logs (INTERNAL)."""
     ERROR_REASON_NOT_LEADER: _ErrorReason.ValueType  # 23
     """This replica is not the leader and cannot act (UNAVAILABLE, retry)."""
+    ERROR_REASON_GATE_FAILED: _ErrorReason.ValueType  # 24
+    """A check that stands before the change did not pass, and nothing was changed (FAILED_PRECONDITION)."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every reason a modelyard service gives for refusing or failing a call. The name
@@ -129,6 +131,8 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 22
 """Something unexpected, whose text is kept to the logs (INTERNAL)."""
 ERROR_REASON_NOT_LEADER: ErrorReason.ValueType  # 23
 """This replica is not the leader and cannot act (UNAVAILABLE, retry)."""
+ERROR_REASON_GATE_FAILED: ErrorReason.ValueType  # 24
+"""A check that stands before the change did not pass, and nothing was changed (FAILED_PRECONDITION)."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
