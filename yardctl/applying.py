@@ -9,6 +9,7 @@ import typer
 from modelyard.registry.v1 import registry_pb2
 from yardctl import console, render
 from yardctl.console import Output
+from yardctl.manifest_text import to_manifest
 
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept in the history.")]
 ExpectedOption = Annotated[
@@ -16,7 +17,12 @@ ExpectedOption = Annotated[
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")]
 
-Answer = registry_pb2.ApplyResponse | registry_pb2.RollbackResponse | registry_pb2.ImportResponse
+Answer = (
+    registry_pb2.ApplyResponse
+    | registry_pb2.InstantiateResponse
+    | registry_pb2.RollbackResponse
+    | registry_pb2.ImportResponse
+)
 
 
 def author() -> str:
@@ -32,7 +38,12 @@ def new_request_id() -> str:
 def print_applied(answer: Answer, dry_run: bool, output: Output) -> None:
     """What a change did, or would do."""
     if output is Output.JSON:
-        console.print_json({"dry_run": dry_run, **render.to_dict(answer)})
+        made = (
+            {"objects": [to_manifest(item) for item in answer.objects]}
+            if isinstance(answer, registry_pb2.InstantiateResponse)
+            else {}
+        )
+        console.print_json({"dry_run": dry_run, **render.to_dict(answer), **made})
         return
     if not answer.changes:
         console.out().print(f"nothing to change at revision {answer.revision}")

@@ -97,6 +97,10 @@ class RegistryClient:
         """Apply objects and deletions."""
         return await call(self._stub.Apply, request, who=self._who, timeout_s=GATED_S)
 
+    async def instantiate(self, request: registry_pb2.InstantiateRequest) -> registry_pb2.InstantiateResponse:
+        """Make the objects of a template, and apply them."""
+        return await call(self._stub.Instantiate, request, who=self._who, timeout_s=GATED_S)
+
     async def get(self, key: ObjectKey, revision: int = 0) -> registry_pb2.GetResponse:
         """One object."""
         wanted = objects_pb2.ObjectKey(kind=key.kind, name=key.name, version=key.version)

@@ -8,6 +8,7 @@ import base64
 import binascii
 import difflib
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,14 @@ DURATION = Duration.DESCRIPTOR.full_name
 
 AfterMessage = Callable[[Message, str], None]
 """Called with each message read and its path."""
+
+ReadMessage = Callable[[yaml.Node, Message, str], None]
+"""Reads a node into a message at a path."""
+
+Bind = Callable[[str, str], None]
+"""Called with the path of a field and the parameter that gives its value."""
+
+_PLACEHOLDER = re.compile(r"\$\{([a-z][a-z0-9_]*)\}")
 
 
 class _WrongValue(Exception):
@@ -63,6 +72,10 @@ class FieldReader:
     positions: dict[str, Position] = field(default_factory=dict)
     """Grows by the position of every field read, by its path in the protobuf object."""
     after_message: AfterMessage | None = None
+    read_otherwise: Mapping[str, ReadMessage] = field(default_factory=dict)
+    """By full name: messages that are not written as their fields."""
+    bind: Bind | None = None
+    """Set within a template: `${parameter}` may stand where no text can."""
 
     def at(self, node: yaml.Node) -> Position:
         """Where a node begins."""
@@ -99,6 +112,9 @@ class FieldReader:
     def message(self, node: yaml.Node, message: Message, path: str, what: str) -> None:
         """Read a mapping into a message that is already part of its parent."""
         message.SetInParent()
+        if (otherwise := self.read_otherwise.get(message.DESCRIPTOR.full_name)) is not None:
+            otherwise(node, message, path)
+            return
         fields: Mapping[str, Any] = message.DESCRIPTOR.fields_by_name
         chosen: dict[str, str] = {}
         for name, key_node, value_node in self.entries(node, what):
@@ -126,6 +142,8 @@ class FieldReader:
             self._list(node, getattr(message, spec.name), spec, path)
         elif spec.message_type is not None and spec.message_type.full_name != DURATION:
             self.message(node, getattr(message, spec.name), path, f"'{spec.name}'")
+        elif self._is_bound(node, spec, path):
+            pass  # it stays unset until there is a value
         elif (value := self._scalar(node, spec)) is not None:
             if isinstance(value, Duration):
                 getattr(message, spec.name).CopyFrom(value)
@@ -141,6 +159,8 @@ class FieldReader:
             self.positions[inner] = self.at(item)
             if spec.message_type is not None and spec.message_type.full_name != DURATION:
                 self.message(item, items.add(), inner, f"'{spec.name}'")
+            elif self._is_bound(item, spec, inner):
+                items.append(0)
             elif (value := self._scalar(item, spec)) is not None:
                 items.append(value)
 
@@ -154,6 +174,16 @@ class FieldReader:
                 self.message(value_node, items[key], inner, f"'{spec.name}[{key}]'")
             elif (value := self._scalar(value_node, value_spec, name=f"{spec.name}[{key}]")) is not None:
                 items[key] = value
+
+    def _is_bound(self, node: yaml.Node, spec: FieldDescriptor, path: str) -> bool:
+        """Whether a parameter of a template gives the value."""
+        if self.bind is None or not isinstance(node, yaml.ScalarNode) or node.tag not in _TEXT_TAGS:
+            return False
+        match = _PLACEHOLDER.fullmatch(node.value)
+        if match is None or spec.type in (_TYPE.TYPE_STRING, _TYPE.TYPE_BYTES):
+            return False
+        self.bind(path, match[1])
+        return True
 
     def _scalar(self, node: yaml.Node, spec: FieldDescriptor, *, name: str = "") -> Any:
         """The value of a scalar field; None after a fault."""

@@ -65,6 +65,8 @@ def _value(spec: FieldDescriptor, value: Any) -> Any:
 
 
 def _single(spec: FieldDescriptor, value: Any) -> Any:
+    if isinstance(value, objects_pb2.Object):
+        return to_manifest(value)
     if spec.message_type is not None:
         return format_duration(value.ToNanoseconds()) if spec.message_type.full_name == DURATION else fields(value)
     if spec.enum_type is not None:

@@ -201,42 +201,67 @@ def _read_document(node: yaml.Node, file: Path, faults: list[Fault]) -> Document
     reader = FieldReader(str(file), faults)
     reader.after_message = lambda message, path: _finish_artifact(message, path, file, reader)
     document = Document(item, reader.at(node), reader.positions)
+    bound: list[objects_pb2.TemplateBinding] = []
+
+    def read_made(node: yaml.Node, message: Message, path: str) -> None:
+        assert isinstance(message, objects_pb2.Object)
+        index = int(path.removeprefix("template.objects[").removesuffix("]"))
+        reader.bind = lambda at, parameter: bound.append(
+            objects_pb2.TemplateBinding(object=index, path=at.removeprefix(f"{path}."), parameter=parameter)
+        )
+        _read_object(node, message, reader, path)
+        reader.bind = None
+
+    reader.read_otherwise = {objects_pb2.Object.DESCRIPTOR.full_name: read_made}
+    _read_object(node, item, reader, "")
+    if bound:
+        item.template.bindings.extend(bound)
+    return document
+
+
+def _read_object(node: yaml.Node, item: objects_pb2.Object, reader: FieldReader, path: str) -> None:
+    """Read `kind`, `metadata` and `spec`; `path` is where in a template the object is, empty if it is in none."""
+    at = f"{path}." if path else ""
     parts: dict[str, tuple[yaml.Node, yaml.Node]] = {}
-    faults_before = len(faults)
+    faults_before = len(reader.faults)
     for name, key_node, value_node in reader.entries(node, "the object"):
         if name in _ENVELOPE:
             parts[name] = (key_node, value_node)
         else:
             reader.unknown(key_node, name, _ENVELOPE, "field of the object")
     if not isinstance(node, yaml.MappingNode):
-        return document
+        return
     if "metadata" in parts:
         key_node, value_node = parts["metadata"]
-        reader.positions["metadata"] = reader.at(key_node)
-        reader.message(value_node, item.metadata, "metadata", "'metadata'")
-    if not item.metadata.name and len(faults) == faults_before:
+        reader.positions[f"{at}metadata"] = reader.at(key_node)
+        reader.message(value_node, item.metadata, f"{at}metadata", "'metadata'")
+    if not item.metadata.name and len(reader.faults) == faults_before:
         reader.fault(parts["metadata"][0] if "metadata" in parts else node, "metadata.name is missing")
     if "kind" not in parts:
         reader.fault(node, f"'kind' is missing: one of {', '.join(KIND_FIELDS)}")
-        return document
+        return
     kind_node = parts["kind"][1]
     kind = kind_node.value if isinstance(kind_node, yaml.ScalarNode) else ""
     if kind not in KIND_FIELDS:
         reader.unknown(kind_node, str(kind), KIND_FIELDS, "kind")
-        return document
+        return
+    if path and kind == "Template":
+        reader.fault(kind_node, "a Template makes no Templates")
+        return
     field = KIND_FIELDS[kind]
-    reader.positions[field] = reader.at(parts["spec"][0] if "spec" in parts else node)
+    reader.positions[f"{at}{field}"] = reader.at(parts["spec"][0] if "spec" in parts else node)
     if "spec" in parts:
-        reader.message(parts["spec"][1], getattr(item, field), field, f"the spec of a {kind}")
+        reader.message(parts["spec"][1], getattr(item, field), f"{at}{field}", f"the spec of a {kind}")
     else:
         reader.fault(node, "'spec' is missing")
-    return document
 
 
 def _finish_artifact(message: Message, path: str, file: Path, reader: FieldReader) -> None:
     """Make a local artifact's path absolute, and work out the digest that the manifest leaves out."""
     if not isinstance(message, objects_pb2.Artifact) or not message.uri:
         return
+    if reader.bind is not None and "${" in message.uri:
+        return  # which file it is, a parameter says
     scheme = _SCHEME.match(message.uri)
     if scheme is not None and scheme[0] != "file:":
         return

@@ -45,6 +45,8 @@ def summary(item: objects_pb2.Object) -> str:
             return f"tiers {', '.join(f'{tier.name} (band {tier.priority_band})' for tier in tiers)}"
         case "tenant":
             return _tenant_summary(item.tenant)
+        case "template":
+            return _template_summary(item.template)
         case _:
             return ""
 
@@ -59,6 +61,14 @@ def _tenant_summary(tenant: tenancy_pb2.TenantSpec) -> str:
         period = format_duration(tenant.budget.period.ToNanoseconds())
         words.append(f"{tenant.budget.amount_microusd} µ$ per {period}")
     return ", ".join(words)
+
+
+def _template_summary(template: objects_pb2.TemplateSpec) -> str:
+    count = len(template.objects)
+    names = f" of {_list(each.name for each in template.parameters)}" if template.parameters else ""
+    asks = (("approval", template.requires_approval), ("a smoke test", template.requires_smoke))
+    needs = " and ".join(word for word, needed in asks if needed)
+    return f"{count} object{'' if count == 1 else 's'}{names}{f', requires {needs}' if needs else ''}"
 
 
 def _route_summary(route: objects_pb2.RouteSpec) -> str:

@@ -1,4 +1,4 @@
-"""Commands that read and change what the mesh should be: apply, get, list, edit, delete, plan."""
+"""Commands that read and change what the mesh should be: apply, instantiate, get, list, edit, delete, plan."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ VersionOption = Annotated[str, typer.Option("--version", help="Version of a Mode
 
 def add_to(app: typer.Typer) -> None:
     """Give the app these commands."""
-    for command in (apply, get, list_objects, edit, delete, plan):
+    for command in (apply, instantiate, get, list_objects, edit, delete, plan):
         app.command(name="list" if command is list_objects else None)(command)
 
 
@@ -77,6 +77,49 @@ def apply(
                 raise located(error, documents) from error
 
     print_applied(console.guarded(main()), dry_run, output)
+
+
+def instantiate(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The Template's metadata.name.")],
+    *,
+    parameters: Annotated[
+        list[str] | None, typer.Option("-p", "--parameter", metavar="KEY=VALUE", help="A parameter; repeatable.")
+    ] = None,
+    reason: ReasonOption = "",
+    expected_revision: ExpectedOption = 0,
+    dry_run: DryRunOption = False,
+    directory: DirOption = DEFAULT_DIR,
+    address: RegistryOption = "",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Make the objects of a Template: all of them, or none."""
+
+    async def main() -> registry_pb2.InstantiateResponse:
+        request = registry_pb2.InstantiateRequest(
+            template=name,
+            parameters=_parameters(parameters or []),
+            reason=reason,
+            expected_revision=expected_revision,
+            dry_run=dry_run,
+            author=author(),
+            request_id=new_request_id(),
+        )
+        async with client.registry(console.registry_of(directory, address)) as registry:
+            return await registry.instantiate(request)
+
+    print_applied(console.guarded(main()), dry_run, output)
+
+
+def _parameters(texts: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not name or not separator:
+            raise CommandError(f"'{text}' is no KEY=VALUE", exit_code=USAGE)
+        if name in found:
+            raise CommandError(f"'{name}' is given twice", exit_code=USAGE)
+        found[name] = value
+    return found
 
 
 def delete(

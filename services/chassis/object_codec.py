@@ -2,7 +2,8 @@
 
 Wire defaults become the domain's: a duration or count that is not set takes the value the
 contract's comment gives. Nothing is validated here but what a value of the domain cannot
-hold; that raises `InvalidRequest`. Routes are in `route_codec`, Policies and Tenants in `tenancy_codec`.
+hold; that raises `InvalidRequest`. Routes are in `route_codec`, Policies and Tenants in `tenancy_codec`,
+Templates in `template_codec`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,6 +12,7 @@ from modelyard.registry.v1 import objects_pb2
 from modelyard.type.v1 import resources_pb2
 from services.chassis.codec import device_kind_from, device_kind_to, duration_to, seconds_from, spec_from, spec_to
 from services.chassis.route_codec import route_from, route_to
+from services.chassis.template_codec import template_from, template_to
 from services.chassis.tenancy_codec import policy_from, policy_to, tenant_from, tenant_to
 from services.domain import host, objects
 from services.domain.errors import Fault, InvalidRequest
@@ -76,6 +78,8 @@ def object_from(message: objects_pb2.Object) -> objects.Object:
             return policy_from(metadata, message.policy)
         case "tenant":
             return tenant_from(metadata, message.tenant)
+        case "template":
+            return template_from(metadata, message.template)
         case _:
             raise InvalidRequest.of(
                 [Fault("spec", f"object {shown(metadata.name)} has no spec; set one of {', '.join(_SPECS)}")]
@@ -103,6 +107,8 @@ def object_to(item: objects.Object) -> objects_pb2.Object:
             return objects_pb2.Object(metadata=metadata, policy=policy_to(item))
         case objects.Tenant():
             return objects_pb2.Object(metadata=metadata, tenant=tenant_to(item))
+        case objects.Template():
+            return objects_pb2.Object(metadata=metadata, template=template_to(item))
 
 
 def _model_from(metadata: objects.Metadata, spec: objects_pb2.ModelSpec) -> objects.Model:

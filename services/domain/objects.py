@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from services.domain.host import DeviceKind
 from services.domain.model import ModelKey, TensorSpec
 from services.domain.strategies import Choose, Fallback, Pipeline, RouteName, RouteTarget, Single, Strategy, named
+from services.domain.templates import Binding, Parameter
 from services.domain.tenancy import Budget, HedgeRules, PriceRules, Quotas, RateLimit, RetryRules, Tier
 from services.domain.texts import is_dns_label
 
@@ -34,6 +35,7 @@ __all__ = [
     "RouteTarget",
     "SegmentQuality",
     "Single",
+    "Template",
     "Tenant",
     "WarmupTensor",
     "is_dns_label",
@@ -42,7 +44,7 @@ __all__ = [
     "semver_order",
 ]
 
-KINDS = ("Model", "ModelVersion", "Policy", "Pool", "Route", "Tenant")
+KINDS = ("Model", "ModelVersion", "Policy", "Pool", "Route", "Template", "Tenant")
 DEFAULT_TIMEOUT_S = 30.0
 MAX_TIMEOUT_S = 300.0
 DEFAULT_ATTEMPTS = 3
@@ -298,7 +300,27 @@ class Tenant:
         return ObjectKey("Tenant", self.metadata.name)
 
 
-Object = Model | ModelVersion | Policy | Pool | Route | Tenant
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A reviewed set of objects with parameters."""
+
+    metadata: Metadata
+    parameters: tuple[Parameter, ...]
+    body: tuple[bytes, ...] = field(repr=False)
+    """What it makes: serialized objects with placeholders, which are closed here."""
+    bindings: tuple[Binding, ...] = ()
+    description: str = ""
+    owner: str = ""
+    requires_approval: bool = False
+    requires_smoke: bool = False
+
+    @property
+    def key(self) -> ObjectKey:
+        """Its identity."""
+        return ObjectKey("Template", self.metadata.name)
+
+
+Object = Model | ModelVersion | Policy | Pool | Route | Template | Tenant
 
 
 def is_semver(version: str) -> bool:

@@ -1,14 +1,20 @@
-"""A mapping that changes into another one, which shares with it whatever is the same.
+"""Collections that change into other ones, which share with them whatever is the same.
 
-To copy a dict costs what is in it. A change of a `Trie` costs what changes, and the old one stays as it was: for states
-that follow each other, are read while the next one is made, and are kept for a while.
+To copy a dict, or to sort a list anew, costs what is in it. A change of a `Trie` or a `Sorted` costs what changes, and
+the old one stays as it was: for states that follow each other, are read while the next one is made, and are kept for a
+while.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Final, Generic, TypeVar
+import bisect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, Final, Generic, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
+
+_BLOCK = 256
+"""Items of a block of a `Sorted` when it is made; one that has grown to twice as many is cut in two."""
 
 _LEAF = 16
 """Most entries of a node before it is divided by five more bits of the keys' hashes. Fewer were smaller to copy, and
@@ -67,6 +73,98 @@ class Trie(Mapping[K, V], Generic[K, V]):
         made._size = size
         return made
 
+    def differing(self, before: "Trie[K, V]") -> tuple[dict[K, V], list[K]]:
+        """What came or is another value than in `before`, and the keys that went; skips what both share."""
+        puts: dict[K, V] = {}
+        drops: list[K] = []
+        for old, new in _pairs(before._root, self._root):
+            puts.update((key, value) for key, value in new.items() if key not in old or not _same(old[key], value))
+            drops += [key for key in old if key not in new]
+        return puts, drops
+
+
+class Sorted(Generic[K]):
+    """Different items in order, in blocks; never changes.
+
+    An item that comes or goes changes one block.
+    """
+
+    __slots__ = ("_blocks", "_rank")
+
+    def __init__(self, items: Iterable[K] = (), *, rank: Callable[[K], Any]) -> None:
+        """Sort `items` by their ranks, which differ."""
+        self._rank = rank
+        self._blocks = tuple(_cut(sorted(items, key=rank)))
+
+    def __iter__(self) -> Iterator[K]:
+        """Every item."""
+        for block in self._blocks:
+            yield from block
+
+    def __len__(self) -> int:
+        return sum(map(len, self._blocks))
+
+    def following(self, item: K) -> Iterator[K]:
+        """The items after `item`, which need not be among them."""
+        if not self._blocks:
+            return
+        number = self._block_of(item)
+        block = self._blocks[number]
+        yield from block[bisect.bisect_right(block, self._rank(item), key=self._rank) :]
+        for block in self._blocks[number + 1 :]:
+            yield from block
+
+    def around(self, item: K, count: int) -> list[K]:
+        """The last `count` items up to `item`, and the first `count` after it, as far as there are so many."""
+        if not self._blocks:
+            return []
+        number = self._block_of(item)
+        block = self._blocks[number]
+        before = list(block[: bisect.bisect_right(block, self._rank(item), key=self._rank)])
+        while number and len(before) <= count:
+            number -= 1
+            before[:0] = self._blocks[number]
+        return [*before[-count:], *islice(self.following(item), count)]
+
+    def changed(self, came: Iterable[K], gone: Iterable[K] = ()) -> "Sorted[K]":
+        """The same with items that are not among these, and without others that are."""
+        if not self._blocks:
+            return Sorted(came, rank=self._rank)
+        touched: dict[int, list[K]] = {}
+        for item in gone:
+            self._touched(touched, item).remove(item)
+        for item in came:
+            bisect.insort(self._touched(touched, item), item, key=self._rank)
+        if not touched:
+            return self
+        blocks: list[tuple[K, ...]] = []
+        rest = 0
+        for number in sorted(touched):
+            block = touched[number]
+            blocks += self._blocks[rest:number]
+            blocks += _cut(block) if len(block) > 2 * _BLOCK else (tuple(block),) if block else ()
+            rest = number + 1
+        made = Sorted[K](rank=self._rank)
+        made._blocks = (*blocks, *self._blocks[rest:])
+        return made
+
+    def _block_of(self, item: K) -> int:
+        """Number of the block that `item` belongs into."""
+        return max(0, bisect.bisect_right(self._blocks, self._rank(item), key=self._first) - 1)
+
+    def _first(self, block: tuple[K, ...]) -> Any:
+        return self._rank(block[0])
+
+    def _touched(self, touched: dict[int, list[K]], item: K) -> list[K]:
+        number = self._block_of(item)
+        if number not in touched:
+            touched[number] = list(self._blocks[number])
+        return touched[number]
+
+
+def _cut(items: list[K]) -> Iterator[tuple[K, ...]]:
+    return (tuple(items[start : start + _BLOCK]) for start in range(0, len(items), _BLOCK))
+
 
 def _bits(key: object) -> int:
     return hash(key) % (1 << _BITS * _DEEPEST)
@@ -106,3 +204,26 @@ def _keys(node: _Node[K, V]) -> Iterator[K]:
             yield from _keys(child)
     else:
         yield from node
+
+
+def _pairs(old: _Node[K, V], new: _Node[K, V]) -> Iterator[tuple[dict[K, V], dict[K, V]]]:
+    """Entries that stand in the same places, of nodes that are not shared."""
+    if old is new:
+        return
+    if isinstance(old, tuple) and isinstance(new, tuple):
+        for before, after in zip(old, new, strict=True):
+            yield from _pairs(before, after)
+    else:
+        yield dict(_items(old)), dict(_items(new))
+
+
+def _items(node: _Node[K, V]) -> Iterator[tuple[K, V]]:
+    if isinstance(node, tuple):
+        for child in node:
+            yield from _items(child)
+    else:
+        yield from node.items()
+
+
+def _same(old: V, new: V) -> bool:
+    return old is new or old == new

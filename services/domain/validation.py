@@ -2,7 +2,7 @@
 
 Returns every fault, not the first. Fault paths follow the protobuf message, such as `model_version.artifact.sha256`.
 Here stand the whole and the kinds Model, ModelVersion and Pool; Routes are in `route_validation`, Policies and Tenants
-in `tenancy_validation`, and what objects refer to in `cross_references`.
+in `tenancy_validation`, Templates in `template_validation`, and what objects refer to in `cross_references`.
 """
 
 import math
@@ -24,11 +24,13 @@ from services.domain.objects import (
     Route,
     SegmentQuality,
     SmokeTest,
+    Template,
     Tenant,
     is_semver,
 )
 from services.domain.route_validation import route_faults
 from services.domain.schemas import tensor_spec_faults
+from services.domain.template_validation import template_faults
 from services.domain.tenancy_validation import policy_faults, tenant_faults
 from services.domain.texts import (
     MAX_NAME_LENGTH,
@@ -96,6 +98,8 @@ def object_faults(item: Object) -> list[Fault]:
             faults += policy_faults(item)
         case Tenant():
             faults += tenant_faults(item)
+        case Template():
+            faults += template_faults(item)
     return faults
 
 

@@ -12,6 +12,7 @@ from services.domain.errors import Fault
 from services.domain.objects import KINDS, Object, ObjectKey, Route, Tenant, is_semver, references
 from services.domain.texts import is_dns_label, name_faults, shown
 from services.domain.validation import object_faults, validate
+from services.policy.change_reach import Reach, UsersOf
 from services.policy.tree_diff import immutable_changes
 
 _NAMED_USERS = 5
@@ -30,14 +31,18 @@ class Submitted:
 
 
 def check(
-    before: Mapping[ObjectKey, Object], submitted: Sequence[Submitted], deletes: Sequence[ObjectKey]
+    before: Mapping[ObjectKey, Object],
+    submitted: Sequence[Submitted],
+    deletes: Sequence[ObjectKey],
+    users_of: UsersOf,
 ) -> list[Fault]:
-    """Everything wrong with a change.
+    """Everything wrong with a change; looks at what it can affect, and not at all of the state.
 
     Args:
         before: The state it is made to.
         submitted: Objects to create or update, in the request's order.
         deletes: Objects to delete, in the request's order.
+        users_of: Keys of the objects of `before` that refer to an object, which need not exist.
 
     Returns:
         Faults with paths such as `objects[3].model_version.artifact.sha256` and `deletes[0]`; empty if the
@@ -59,13 +64,11 @@ def check(
         faults += [_moved(fault, at) for fault in _immutability_faults(before.get(entry.key), entry.item)]
     faults += _delete_faults(before, deletes, place)
 
-    after = dict(before)
-    for entry in submitted:
-        if entry.item is not None:
-            after[entry.key] = entry.item
-    for key in deletes:
-        after.pop(key, None)
-    faults += _reference_faults(before, after, place, deletes, unread)
+    # A key that stands in the request twice is at fault anyway: the last one counts here.
+    changes: dict[ObjectKey, Object | None] = {entry.key: entry.item for entry in submitted if entry.item is not None}
+    changes.update((key, None) for key in deletes)
+    reach = Reach(before, changes, users_of)
+    faults += _reference_faults(reach, place, deletes, unread)
     return faults
 
 
@@ -128,19 +131,16 @@ def _listing(names: Sequence[str]) -> str:
 
 
 def _reference_faults(
-    before: Mapping[ObjectKey, Object],
-    after: Mapping[ObjectKey, Object],
-    place: Mapping[ObjectKey, int],
-    deletes: Sequence[ObjectKey],
-    unread: set[ObjectKey],
+    reach: Reach, place: Mapping[ObjectKey, int], deletes: Sequence[ObjectKey], unread: set[ObjectKey]
 ) -> list[Fault]:
     """Faults of references, at the object that has one, or else at what broke it."""
     faults: list[Fault] = []
-    gone = {key: index for index, key in enumerate(deletes) if key in before and key not in after}
+    after = reach.after
+    gone = {key: index for index, key in enumerate(deletes) if key in reach.before and key not in after}
     users: dict[ObjectKey, list[str]] = {}
-    found = validate(after, ())
+    found = {key: broken for key, broken in validate(reach.part(after), ()).items() if key in reach.judged}
     # What the state held before, under rules that may have been looser, is no fault of this change.
-    known = {} if place.keys() >= found.keys() else validate(before, ())
+    known = {} if place.keys() >= found.keys() else validate(reach.part(reach.before), ())
     for key, all_broken in found.items():
         broken = all_broken if key in place else [fault for fault in all_broken if fault not in known.get(key, ())]
         if not broken:

@@ -8,8 +8,9 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from services.domain.objects import Model, ModelVersion, Object, ObjectKey, Pool, Route
+from services.domain.objects import Model, ModelVersion, Object, ObjectKey, Pool, Route, Template
 from services.domain.schemas import input_misfits, output_misfits
+from services.domain.templates import made_by
 from services.policy.tree_diff import Action, Change
 
 _MIB = 1 << 20
@@ -23,6 +24,8 @@ class Finding:
     key: ObjectKey
     passed: bool
     text: str
+    approvers: frozenset[str] | None = None
+    """Whose approval would let it pass; None if no approval can, or none is lacking."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ def digest_of(changes: Iterable[Change], before: Mapping[ObjectKey, str], after:
 
 def static_findings(review: Review) -> list[Finding]:
     """What can be found without running anything, but for approvals."""
-    return [*_schema_findings(review), *_limit_findings(review)]
+    return [*_schema_findings(review), *_limit_findings(review), *_template_findings(review)]
 
 
 def _schema_findings(review: Review) -> Iterator[Finding]:
@@ -101,19 +104,62 @@ def _limit_findings(review: Review) -> Iterator[Finding]:
             yield Finding("limits", change.key, True, f"within the limits of pool '{version.pool}'")
 
 
-def protected(review: Review) -> dict[ObjectKey, frozenset[str]]:
-    """Routes that an owner must let change, and their owners, as they are before the change."""
-    found: dict[ObjectKey, frozenset[str]] = {}
+def _template_findings(review: Review) -> Iterator[Finding]:
+    """New versions must have a smoke test if the template that made them asks for one."""
     for change in review.changes:
-        route = review.before.get(change.key) if change.action is not Action.CREATE else None
-        if isinstance(route, Route) and route.protected:
-            found[change.key] = owners(route)
+        version = review.touched.get(change.key)
+        if change.action is not Action.CREATE or not isinstance(version, ModelVersion):
+            continue
+        for template in _templates(review, change.key):
+            if template.requires_smoke:
+                has = version.smoke is not None
+                text = f"has {'a' if has else 'no'} smoke test, which template '{template.metadata.name}' asks for"
+                yield Finding("template", change.key, has, text)
+
+
+@dataclass(frozen=True, slots=True)
+class Protected:
+    """An object that changes only if an owner wants it."""
+
+    gate: str
+    key: ObjectKey
+    owners: frozenset[str]
+    why: str
+    """What asks for an approval, for a message."""
+    owned: str = "it"
+    """What its owners own."""
+
+
+def protected(review: Review) -> list[Protected]:
+    """What owners must let change: Routes that say so, Templates that do, and what those made. As it is before it."""
+    found: list[Protected] = []
+    for change in review.changes:
+        item = review.before.get(change.key)
+        if isinstance(item, Route) and item.protected:
+            found.append(Protected("approval", change.key, owners(item.owner), "it is protected"))
+        if isinstance(item, Template) and item.requires_approval:
+            found.append(Protected("template", change.key, owners(item.owner), "it requires approval"))
+        found += [
+            Protected("template", change.key, owners(template.owner), f"{name} made it, which requires approval", name)
+            for template in _templates(review, change.key)
+            if template.requires_approval and (name := f"template '{template.metadata.name}'")
+        ]
     return found
 
 
-def owners(route: Route) -> frozenset[str]:
-    """Who may approve of a change to a route: its owner, or several after one another with commas between."""
-    return frozenset(owner for part in route.owner.split(",") if (owner := part.strip()))
+def _templates(review: Review, key: ObjectKey) -> list[Template]:
+    """The templates, as they are before the change, that made an object as it was or as it will be."""
+    names: dict[str, None] = {}
+    for item in (review.before.get(key), review.touched.get(key)):
+        if item is not None and (name := made_by(item.metadata.annotations)):
+            names[name] = None
+    found = (review.before.get(ObjectKey("Template", name)) for name in names)
+    return [template for template in found if isinstance(template, Template)]
+
+
+def owners(text: str) -> frozenset[str]:
+    """Who may approve of a change to what has this owner: one, or several after one another with commas between."""
+    return frozenset(owner for part in text.split(",") if (owner := part.strip()))
 
 
 def approval_findings(review: Review, approved_by: str) -> list[Finding]:
@@ -124,15 +170,16 @@ def approval_findings(review: Review, approved_by: str) -> list[Finding]:
         approved_by: Who has approved of exactly this change; empty if nobody has.
     """
     findings = []
-    for key, who in protected(review).items():
-        if review.author in who:
-            finding = Finding("approval", key, True, f"{review.author} owns it")
-        elif approved_by in who:
-            finding = Finding("approval", key, True, f"{approved_by} has approved")
-        elif who:
-            text = f"it is protected, and an owner must approve: {', '.join(sorted(who))}"
-            finding = Finding("approval", key, False, text)
+    for each in protected(review):
+        if review.author in each.owners:
+            finding = Finding(each.gate, each.key, True, f"{review.author} owns {each.owned}")
+        elif approved_by in each.owners:
+            finding = Finding(each.gate, each.key, True, f"{approved_by} has approved")
+        elif each.owners:
+            text = f"{each.why}, and an owner must approve: {', '.join(sorted(each.owners))}"
+            finding = Finding(each.gate, each.key, False, text, each.owners)
         else:
-            finding = Finding("approval", key, False, "it is protected and has no owner who could approve")
+            text = f"{each.why} and has no owner who could approve"
+            finding = Finding(each.gate, each.key, False, text, each.owners)
         findings.append(finding)
     return findings

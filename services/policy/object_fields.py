@@ -6,7 +6,18 @@ What a route's strategy has is in `strategy_fields`.
 from collections.abc import Iterator
 
 from services.domain.model import TensorSpec
-from services.domain.objects import Artifact, Metadata, Model, ModelVersion, Object, Policy, Pool, Route, Tenant
+from services.domain.objects import (
+    Artifact,
+    Metadata,
+    Model,
+    ModelVersion,
+    Object,
+    Policy,
+    Pool,
+    Route,
+    Template,
+    Tenant,
+)
 from services.policy.strategy_fields import Leaf, or_none, seconds, strategy_fields
 
 
@@ -26,6 +37,8 @@ def fields(item: Object) -> Iterator[tuple[str, Leaf]]:
             yield from _policy_fields(item)
         case Tenant():
             yield from _tenant_fields(item)
+        case Template():
+            yield from _template_fields(item)
 
 
 def _metadata_fields(metadata: Metadata) -> Iterator[tuple[str, Leaf]]:
@@ -181,3 +194,25 @@ def _tenant_fields(tenant: Tenant) -> Iterator[tuple[str, Leaf]]:
     if tenant.budget is not None:
         yield "tenant.budget.amount_microusd", tenant.budget.amount_microusd
         yield "tenant.budget.period", seconds(tenant.budget.period_s)
+
+
+def _template_fields(template: Template) -> Iterator[tuple[str, Leaf]]:
+    yield "template.description", or_none(template.description)
+    yield "template.owner", or_none(template.owner)
+    for index, parameter in enumerate(template.parameters):
+        at = f"template.parameters[{index}]"
+        yield f"{at}.name", parameter.name
+        yield f"{at}.description", or_none(parameter.description)
+        yield f"{at}.type", parameter.type.value
+        yield f"{at}.default", parameter.default
+        for place, value in enumerate(parameter.allowed):
+            yield f"{at}.allowed[{place}]", value
+    for index, raw in enumerate(template.body):
+        yield f"template.objects[{index}]", raw
+    for index, binding in enumerate(template.bindings):
+        at = f"template.bindings[{index}]"
+        yield f"{at}.object", binding.object
+        yield f"{at}.path", binding.path
+        yield f"{at}.parameter", binding.parameter
+    yield "template.requires_approval", template.requires_approval
+    yield "template.requires_smoke", template.requires_smoke

@@ -13,7 +13,7 @@ from services.domain.objects import ModelVersion, Object, ObjectKey, semver_orde
 from services.policy.object_fields import fields
 from services.policy.strategy_fields import Leaf
 
-_KIND_ORDER = {"Policy": 0, "Tenant": 1, "Pool": 2, "Model": 3, "ModelVersion": 4, "Route": 5}
+_KIND_ORDER = {"Policy": 0, "Tenant": 1, "Pool": 2, "Model": 3, "ModelVersion": 4, "Route": 5, "Template": 6}
 """What others refer to comes first; deletions go the other way. Routes that name routes are not told apart."""
 
 _MUTABLE = (
@@ -66,7 +66,7 @@ def diff(before: Mapping[ObjectKey, str], after: Mapping[ObjectKey, str]) -> tup
 
     Returns:
         Changes without fields, in an order in which they could be done one by one: policies, tenants, pools, models,
-        versions and routes created or updated, then routes, versions, models, pools, tenants and policies deleted.
+        versions, routes and templates created or updated, then those deleted the other way round.
     """
     upserts = [
         Change(Action.UPDATE if key in before else Action.CREATE, key)

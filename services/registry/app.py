@@ -77,7 +77,7 @@ async def start(config: Config, process: Process) -> None:
     server.set_serving(SERVICE.full_name, False)
     await server.start()
     process.on_stop("server", server.drain)
-    process.spawn("readiness", _announce(hub, server))
+    process.spawn("readiness", _announce(hub, server, store))
 
     election = Election(endpoints=config.etcd, name=ELECTION, candidate=config.name, clock=clock)
     process.on_stop("election", election.close)
@@ -94,6 +94,7 @@ async def start(config: Config, process: Process) -> None:
     process.spawn("store metrics", upkeep.follow_store())
 
 
-async def _announce(hub: WatchHub, server: Server) -> None:
+async def _announce(hub: WatchHub, server: Server, store: ObjectStore) -> None:
     await hub.ready.wait()
     server.set_serving(SERVICE.full_name, True)
+    await store.prepare()

@@ -39,10 +39,10 @@ STORE_TIMEOUT_S = 3.0
 """How long the store may leave one step unanswered; covers the election of a new etcd leader."""
 
 LARGE = 2000
-"""A state and command larger than this are planned in a thread: about 20 ms of computing."""
+"""What is more to plan than this is planned in a thread: about 20 ms of computing."""
 
 ENCODING_COST = 10
-"""Computing for a submitted object, in objects of the state that are only checked."""
+"""Computing for an object of a command, in objects of the state that are only looked at."""
 
 RESERVE_S = 0.05
 """Seconds kept back from the deadline to carry the answer home."""
@@ -72,6 +72,8 @@ class Command:
     dry_run: bool = False
     exact: bool = False
     """Whether everything goes that is not submitted."""
+    by_name: bool = False
+    """Whether faults are told by objects' names; else by their places, which the caller then must know."""
     restores: int = 0
     """Takes the state of this revision over, instead of what is submitted; 0 does not."""
 
@@ -193,7 +195,8 @@ class Applier(Generic[S, E, D]):
         if not case.faults:
             command = await self._resolved(command, state, deadline)
 
-        size = len(state.objects) + ENCODING_COST * len(command.submitted)
+        size = ENCODING_COST * (len(command.submitted) + len(command.deletes))
+        size += 0 if state.knows_users else len(state.objects)
         plan = functools.partial(self._plan, state, command, note, case.faults)
         # What is large is planned in a thread, so that watches and reports go on meanwhile.
         draft, review = await asyncio.to_thread(plan) if size > LARGE else plan()
@@ -217,8 +220,9 @@ class Applier(Generic[S, E, D]):
         Raises:
             InvalidRequest: With every fault.
         """
+        objects = state.objects
         encoded = [None if entry.item is None else self._store.encode(entry.item) for entry in command.submitted]
-        faults = [*request_faults, *check(state.objects, command.submitted, command.deletes)]
+        faults = [*request_faults, *check(objects, command.submitted, command.deletes, state.users_of)]
         faults += [
             Fault(
                 f"objects[{index}]",
@@ -228,7 +232,8 @@ class Applier(Generic[S, E, D]):
             if stored is not None and stored.size_bytes > MAX_OBJECT_BYTES
         ]
         if faults:
-            raise InvalidRequest.of([_by_name(fault, command) for fault in faults] if command.restores else faults)
+            by_name = command.restores or command.by_name
+            raise InvalidRequest.of([_by_name(fault, command) for fault in faults] if by_name else faults)
         after: dict[ObjectKey, Object] = {}
         upserts: dict[ObjectKey, E] = {}
         for entry, stored in zip(command.submitted, encoded, strict=True):
@@ -240,9 +245,9 @@ class Applier(Generic[S, E, D]):
         changes = diff(before, digests)
         draft = self._store.draft(state, upserts, changes, note)
         review = Review(
-            before=state.objects,
+            before=objects,
             touched={change.key: after.get(change.key) for change in changes},
-            changes=tuple(with_fields(change, state.objects, after) for change in changes),
+            changes=tuple(with_fields(change, objects, after) for change in changes),
             author=note.author,
             digest=digest_of(changes, before, digests),
         )
@@ -252,10 +257,10 @@ class Applier(Generic[S, E, D]):
         """What the command comes down to at `state`: objects and deletions."""
         if command.restores:
             target = await self._store.at(command.restores, timeout_s=_step_s(deadline))
-            differs = (key for key in target.objects if target.digest_of(key) != state.digest_of(key))
-            submitted = tuple(Submitted(key, target.objects[key]) for key in differs)
-            gone = tuple(key for key in state.objects if key not in target.objects)
-            return replace(command, submitted=submitted, deletes=gone)
+            differs = tuple(target.differing(state))
+            back = tuple(Submitted(key, target.objects[key]) for key in differs if key in target.objects)
+            gone = tuple(key for key in differs if key not in target.objects)
+            return replace(command, submitted=back, deletes=gone)
         if command.exact:
             named = {entry.key for entry in command.submitted}
             return replace(command, deletes=tuple(key for key in state.objects if key not in named))
@@ -318,7 +323,8 @@ def changes_between(before: State, after: State) -> tuple[Change, ...]:
     """What leads from one state to another, with fields."""
     keys = after.differing(before)
     changes = diff(_digests(before, keys), _digests(after, keys))
-    return tuple(with_fields(change, before.objects, after.objects) for change in changes)
+    old, new = before.objects, after.objects
+    return tuple(with_fields(change, old, new) for change in changes)
 
 
 def _digests(state: State, keys: Iterable[ObjectKey]) -> dict[ObjectKey, str]:

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError, Message
 
 from modelyard.registry.v1 import registry_pb2 as pb
 from services.domain.errors import Internal, StoreUnavailable
-from services.registry import layout
+from services.registry import layout, tree
 from services.registry.values import TXN_OPS, Values
 
 Kind = Literal["revision", "tree", "object"]
@@ -115,20 +115,24 @@ async def _tree(
     values: Values, number: int, root_digest: str, seen: set[str], timeout_s: float
 ) -> AsyncGenerator[Link, None]:
     """The root, shards and objects of a revision that were not seen yet."""
-    if root_digest in seen:
-        return
-    seen.add(root_digest)
-    (root,) = await _fetch(values, number, [layout.tree_key(root_digest)], [root_digest], timeout_s)
-    yield Link("tree", number, root)
-    shards = _unseen((ref.digest for ref in pb.Tree.FromString(root).shards), seen)
+    level = [(root_digest, True)]
     objects: list[str] = []
-    for some in _cut(shards):
-        for raw in await _fetch(values, number, [layout.tree_key(each) for each in some], some, timeout_s):
-            yield Link("tree", number, raw)
-            objects += _unseen((entry.digest for entry in pb.TreeShard.FromString(raw).entries), seen)
+    while level:
+        split = dict(level)
+        level = []
+        for some in _cut(_unseen(iter(split), seen)):
+            for digest, raw in zip(some, await _fetch_trees(values, number, some, timeout_s), strict=True):
+                yield Link("tree", number, raw)
+                found = tree.listed(raw, split=split[digest])
+                level += [(ref.digest, ref.split) for ref in found.nodes.values()]
+                objects += _unseen(iter(found.objects.values()), seen)
     for some in _cut(objects):
         for raw in await _fetch(values, number, [layout.object_key(each) for each in some], some, timeout_s):
             yield Link("object", number, raw)
+
+
+async def _fetch_trees(values: Values, number: int, digests: Sequence[str], timeout_s: float) -> list[bytes]:
+    return await _fetch(values, number, [layout.tree_key(each) for each in digests], digests, timeout_s)
 
 
 def _unseen(digests: Iterator[str], seen: set[str]) -> list[str]:
@@ -162,7 +166,7 @@ class Completion:
         """Expect the chain of this head."""
         self._revision: str = head_digest
         self._number = 0
-        self._wanted: dict[str, Literal["root", "shard", "object"]] = {}
+        self._wanted: dict[str, Literal["tree", "shard", "object"]] = {}
         self._had: set[str] = set()
         self.head = 0
         """Number of the newest revision."""
@@ -188,13 +192,14 @@ class Completion:
         if role is None or (role == "object") != (kind == "object"):
             raise ValueError(f"has a value that nothing in it names, {kind} {digest}")
         self._had.add(digest)
-        if role == "root":
-            self._want("shard", (ref.digest for ref in _parsed(pb.Tree, raw).shards))
-        elif role == "shard":
-            self._want("object", (entry.digest for entry in _parsed(pb.TreeShard, raw).entries))
+        if role != "object":
+            found = _listed(raw, split=role == "tree")
+            self._want("tree", (ref.digest for ref in found.nodes.values() if ref.split))
+            self._want("shard", (ref.digest for ref in found.nodes.values() if not ref.split))
+            self._want("object", iter(found.objects.values()))
         else:
             try:
-                layout.entry_from(digest, raw)
+                layout.item_from(digest, raw)
             except (DecodeError, Internal) as error:
                 raise ValueError(f"has an object that this release cannot read: {error}") from None
         return layout.object_key(digest) if role == "object" else layout.tree_key(digest)
@@ -219,11 +224,18 @@ class Completion:
             raise ValueError(f"has revision {record.number} after revision {self._number}")
         self.head = self.head or record.number
         self._number, self._revision = record.number, record.parent_digest
-        self._want("root", iter((record.tree_digest,)))
+        self._want("tree", iter((record.tree_digest,)))
         return layout.revision_key(record.number)
 
-    def _want(self, role: Literal["root", "shard", "object"], digests: Iterator[str]) -> None:
+    def _want(self, role: Literal["tree", "shard", "object"], digests: Iterator[str]) -> None:
         self._wanted.update((digest, role) for digest in digests if digest not in self._had)
+
+
+def _listed(raw: bytes, *, split: bool) -> tree.Listed:
+    try:
+        return tree.listed(raw, split=split)
+    except DecodeError:
+        raise ValueError(f"has a value that is no {'Tree' if split else 'TreeShard'}") from None
 
 
 def _parsed(cls: type[M], raw: bytes) -> M:

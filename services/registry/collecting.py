@@ -16,7 +16,7 @@ from modelyard.registry.v1 import registry_pb2 as pb
 from services.chassis.etcd import compare_create, compare_mod, delete_op, get_op, put_op
 from services.domain.clock import Clock
 from services.domain.errors import StaleFencingToken
-from services.registry import layout
+from services.registry import layout, tree
 from services.registry.chain import Broken, head_of, oldest_kept
 from services.registry.values import TXN_OPS, Values, first
 
@@ -106,14 +106,17 @@ class Collector:
         """Digests of everything that the revisions from `oldest` to `newest` name."""
         named: set[str] = set()
         records = await self._read([layout.revision_key(number) for number in range(oldest, newest + 1)], oldest)
-        roots = _fresh((pb.Revision.FromString(raw).tree_digest for raw in records), named)
-        shards: list[str] = []
-        for raw in await self._read([layout.tree_key(digest) for digest in roots], oldest):
-            shards += _fresh((ref.digest for ref in pb.Tree.FromString(raw).shards), named)
-        for start in range(0, len(shards), TXN_OPS):
-            keys = [layout.tree_key(digest) for digest in shards[start : start + TXN_OPS]]
-            for raw in await self._read(keys, oldest):
-                named.update(entry.digest for entry in pb.TreeShard.FromString(raw).entries)
+        level = dict.fromkeys((pb.Revision.FromString(raw).tree_digest for raw in records), True)
+        while level:
+            split, level = level, {}
+            fresh = _fresh(split, named)
+            for start in range(0, len(fresh), TXN_OPS):
+                some = fresh[start : start + TXN_OPS]
+                raws = await self._read([layout.tree_key(digest) for digest in some], oldest)
+                for digest, raw in zip(some, raws, strict=True):
+                    found = tree.listed(raw, split=split[digest])
+                    level.update((ref.digest, ref.split) for ref in found.nodes.values())
+                    named.update(found.objects.values())
         return named
 
     async def _read(self, keys: Sequence[str], oldest: int) -> list[bytes]:

@@ -95,8 +95,7 @@ class Gates:
             StoreUnavailable: The store does not answer.
         """
         findings = gating.static_findings(review)
-        owned = gating.protected(review)
-        if owned:
+        if gating.protected(review):
             approved_by = await self._attempts.approved_by(review.digest, timeout_s=step_s)
             findings += gating.approval_findings(review, approved_by)
         if dry_run:
@@ -106,8 +105,8 @@ class Gates:
         failed = [finding for finding in findings if not finding.passed]
         if not failed:
             return tuple(findings)
-        lacking = {finding.key for finding in failed if finding.gate == "approval"}
-        approvers = sorted(set.intersection(*(set(owned[key]) for key in lacking))) if lacking else []
+        lacking = [finding.approvers for finding in failed if finding.approvers is not None]
+        approvers = sorted(frozenset.intersection(*lacking)) if lacking else []
         attempt = await self._attempts.keep(Refused(review, findings, approvers, reason, request_id), timeout_s=step_s)
         raise _refusal(attempt, failed, approvers)
 
@@ -116,7 +115,7 @@ def _refusal(attempt: str, failed: Sequence[Finding], approvers: Sequence[str]) 
     told = [f"{finding.gate} of {finding.key}: {finding.text}" for finding in failed[:RETOLD]]
     more = f" (and {len(failed) - RETOLD} more)" if len(failed) > RETOLD else ""
     ask = ""
-    if approvers and all(finding.gate == "approval" for finding in failed):
+    if approvers and all(finding.approvers is not None for finding in failed):
         ask = f"; once one of {', '.join(approvers)} has approved of attempt {attempt}, apply the same again"
     return GateFailed(
         f"nothing was changed: {'; '.join(told)}{more}{ask}",

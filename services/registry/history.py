@@ -10,18 +10,19 @@ from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
+from modelyard.etcd.v3 import rpc_pb2 as etcd
 from modelyard.registry.v1 import objects_pb2
 from modelyard.registry.v1 import registry_pb2 as pb
-from services.chassis.etcd import compare_create, get_op, put_op
+from services.chassis.etcd import compare_create, put_op
 from services.domain.clock import Clock
 from services.domain.deadline import Deadline
 from services.domain.errors import Fault, Internal, InvalidRequest, RevisionMoved
-from services.domain.objects import Object, ObjectKey
-from services.registry import bundle, layout, wire
+from services.domain.objects import Object
+from services.registry import bundle, layout, tree, wire
 from services.registry.apply import Applied, Applier, Command
 from services.registry.chain import Broken, Completion, head_of, walk
 from services.registry.layout import Draft, Entry, State
-from services.registry.values import TXN_BYTES, TXN_OPS, Values, first
+from services.registry.values import TXN_BYTES, TXN_OPS, Values
 
 STEP_TIMEOUT_S = 3.0
 """How long etcd may leave one step unanswered."""
@@ -196,31 +197,31 @@ class _HistoryTaker:
         return Imported(Applied(0 if self._dry_run else head, ()), len(self._records))
 
     async def _write_records(self) -> None:
-        """Write the revisions where none are; those of an import that was cut off may be there."""
-        keys = list(self._records)
+        """Write the revisions where none are; those of an import that was cut off may be there.
+
+        While there is no head, and the oldest first: from the first transaction on a first apply finds its place taken,
+        by revision 1 or by the mark of a later oldest one; and where it came before, nothing is left in its way.
+        """
+        keys = list(reversed(self._records))
         for start in range(0, len(keys), TXN_OPS):
             some = keys[start : start + TXN_OPS]
-            reply = await self._values.client.txn(
-                [compare_create(key, 0) for key in some],
-                [put_op(key, self._records[key]) for key in some],
-                [get_op(key) for key in some],
-                timeout_s=STEP_TIMEOUT_S,
-            )
-            if reply.succeeded:
-                continue
-            found = [first(response) for response in reply.responses]
-            if any(kv is not None and kv.value != self._records[kv.key.decode()] for kv in found):
+            there = {key: kv for key, kv in zip(some, await self._values.read(some, STEP_TIMEOUT_S), strict=True) if kv}
+            if any(kv.value != self._records[key] for key, kv in there.items()):
                 raise _occupied(0)
-            await self._values.write({key: self._records[key] for key in some}, STEP_TIMEOUT_S)
+            absent = [key for key in some if key not in there]
+            writes = [put_op(key, self._records[key]) for key in absent]
+            if self._chain.oldest > 1 and not start:
+                writes.append(put_op(layout.OLDEST, str(self._chain.oldest).encode()))
+            await self._while_headless([compare_create(key, 0) for key in absent], writes)
 
     async def _set_head(self) -> None:
         head = pb.Head(revision=self._chain.head, digest=self._head_digest)
-        oldest = self._chain.oldest
-        writes = [put_op(layout.HEAD, layout.raw_of(head))]
-        if oldest > 1:
-            writes.append(put_op(layout.OLDEST, str(oldest).encode()))
         # Nothing is collected while there is no head, so that all that was written is there still.
-        reply = await self._values.client.txn([compare_create(layout.HEAD, 0)], writes, timeout_s=STEP_TIMEOUT_S)
+        await self._while_headless([], [put_op(layout.HEAD, layout.raw_of(head))])
+
+    async def _while_headless(self, compares: Sequence[etcd.Compare], writes: Sequence[etcd.RequestOp]) -> None:
+        headless = compare_create(layout.HEAD, 0)
+        reply = await self._values.client.txn([headless, *compares], writes, timeout_s=STEP_TIMEOUT_S)
         if not reply.succeeded:
             raise _occupied((await head_of(self._values, STEP_TIMEOUT_S)).revision)
 
@@ -263,7 +264,4 @@ def _state_command(options: pb.ImportOptions, raws: Sequence[bytes], digest: str
 
 
 def _tree_digest(items: Sequence[Object], raws: Sequence[bytes]) -> str:
-    shards: dict[int, dict[ObjectKey, str]] = {}
-    for item, raw in zip(items, raws, strict=True):
-        shards.setdefault(layout.shard_of(item.key), {})[item.key] = layout.digest_of(raw)
-    return State(shards={number: layout.shard_to(digests)[0] for number, digests in shards.items()}).tree_digest
+    return tree.digest_of({item.key: layout.digest_of(raw) for item, raw in zip(items, raws, strict=True)})

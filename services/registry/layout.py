@@ -1,24 +1,26 @@
-"""How state is laid out: key names, stored forms, and trees in shards. Pure; reads and writes nothing.
+"""How state is laid out: key names, and stored forms. Pure; reads and writes nothing.
 
-Everything immutable is named by the SHA-256 of its bytes. A tree has up to 256 shards, so that a change
-to one of 100,000 objects writes one small shard and not the whole list.
+Everything immutable is named by the SHA-256 of its bytes. What lists the objects of a state is in `tree`.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from modelyard.registry.v1 import objects_pb2, registry_pb2
-from services.chassis.object_codec import object_from, object_to
-from services.domain.errors import Internal, InvalidRequest
-from services.domain.objects import Object, ObjectKey, semver_order
+from services.chassis.object_codec import object_to
+from services.domain.errors import Internal
+from services.domain.objects import Object, ObjectKey
 from services.policy.tree_diff import Change
 from services.registry import wire
+from services.registry.decoding import Decoder
+from services.registry.index import Index
+from services.registry.key_order import KeyOrder, order_of
 from services.registry.ports import Note
+from services.registry.tree import Tree, line_of
 
 PREFIX = "/modelyard/v1/"
 HEAD = f"{PREFIX}head"
@@ -46,6 +48,9 @@ APPROVALS = f"{PREFIX}approvals/"
 
 PLAN = f"{PREFIX}live/plan"
 PLANNER_ELECTION = f"{PREFIX}elections/resource-manager/"
+
+Changed = tuple[list[ObjectKey], list[ObjectKey]]
+"""Keys of objects that came or are other ones, and of those that went."""
 
 LISTED_CHANGES = 100
 """Changes that a revision's record names; the trees have all of them."""
@@ -106,39 +111,64 @@ def raw_of(message: Message) -> bytes:
     return message.SerializeToString(deterministic=True)
 
 
+_decoder = Decoder()
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One object in its stored form."""
 
     digest: str
-    raw: bytes
-    item: Object
-    message: objects_pb2.Object
+    raw: bytes = field(repr=False)
+    line: bytes = field(repr=False)
+    """How a tree lists it."""
 
     @property
     def size_bytes(self) -> int:
         """Length of the stored form."""
         return len(self.raw)
 
+    @property
+    def item(self) -> Object:
+        """The object.
+
+        Raises:
+            Internal: It was written by a later release.
+        """
+        return _decoder.item(self.digest, self.raw)
+
+    @property
+    def message(self) -> objects_pb2.Object:
+        """The object as it travels; a new message each time."""
+        return objects_pb2.Object.FromString(self.raw)
+
 
 def entry_to(item: Object) -> Entry:
     """The stored form of an object."""
-    message = object_to(item)
-    raw = raw_of(message)
-    return Entry(digest_of(raw), raw, item, message)
+    raw = raw_of(object_to(item))
+    digest = digest_of(raw)
+    _decoder.keep(digest, raw, item)
+    return Entry(digest, raw, line_of(item.key, digest))
 
 
-def entry_from(digest: str, raw: bytes) -> Entry:
+def entry_from(key: ObjectKey, digest: str, raw: bytes) -> Entry:
     """The object that is stored as `raw`.
 
     Raises:
         Internal: It was written by a later release, with kinds of its own.
     """
-    message = objects_pb2.Object.FromString(raw)
-    try:
-        return Entry(digest, raw, object_from(message), message)
-    except InvalidRequest as error:
-        raise Internal(f"stored object {digest} cannot be read by this release: {error}") from error
+    if objects_pb2.Object.FromString(raw).WhichOneof("spec") is None:
+        raise Internal(f"stored object {digest}, {key}, is of no kind that this release knows")
+    return Entry(digest, raw, line_of(key, digest))
+
+
+def item_from(digest: str, raw: bytes) -> Object:
+    """The object that is stored as `raw`.
+
+    Raises:
+        Internal: It was written by a later release.
+    """
+    return _decoder.item(digest, raw)
 
 
 def check_digest(raw: bytes, digest: str) -> None:
@@ -151,40 +181,6 @@ def check_digest(raw: bytes, digest: str) -> None:
         raise Internal(f"the store's bytes of {digest} have another digest: it was tampered with, or is damaged")
 
 
-def shard_of(key: ObjectKey) -> int:
-    """Number of the shard that lists an object."""
-    return hashlib.sha256(str(key).encode()).digest()[0]
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """A part of a tree: digests by key."""
-
-    digest: str
-    digests: Mapping[ObjectKey, str]
-
-
-def shard_to(digests: Mapping[ObjectKey, str]) -> tuple[Shard, bytes]:
-    """A shard and its stored form."""
-    entries = sorted((str(key), digest) for key, digest in digests.items())
-    raw = raw_of(
-        registry_pb2.TreeShard(entries=[registry_pb2.TreeEntry(key=key, digest=digest) for key, digest in entries])
-    )
-    return Shard(digest_of(raw), digests), raw
-
-
-def shard_from(digest: str, raw: bytes) -> Shard:
-    """The shard that is stored as `raw`."""
-    entries = registry_pb2.TreeShard.FromString(raw).entries
-    return Shard(digest, {ObjectKey.parse(entry.key): entry.digest for entry in entries})
-
-
-def tree_to(shards: Mapping[int, Shard]) -> bytes:
-    """The stored form of a tree's root."""
-    refs = [registry_pb2.TreeShardRef(number=number, digest=shards[number].digest) for number in sorted(shards)]
-    return raw_of(registry_pb2.Tree(shards=refs, object_count=sum(len(shard.digests) for shard in shards.values())))
-
-
 @dataclass(frozen=True)
 class State:
     """Everything at one revision, in memory."""
@@ -193,9 +189,9 @@ class State:
     digest: str = ""
     """Of the revision's stored form; empty before the first."""
     parent_digest: str = ""
-    shards: Mapping[int, Shard] = field(default_factory=dict, repr=False)
-    entries: Mapping[ObjectKey, Entry] = field(default_factory=dict, repr=False)
-    objects: Mapping[ObjectKey, Object] = field(default_factory=dict, repr=False)
+    entries: Tree[Entry] = field(default_factory=Tree, repr=False)
+    """Every object in its stored form."""
+    index: Index = field(default_factory=lambda: Index({}), repr=False)
     mark: int = 0
     """Store revision at which the head key came to name this; 0 if it was not read as head, or there is none."""
     sweep: int = 0
@@ -211,55 +207,64 @@ class State:
         upserts, deletes = changed_keys(other, self)
         return [*upserts, *deletes]
 
-    @cached_property
+    @property
+    def objects(self) -> Mapping[ObjectKey, Object]:
+        """Every object; each is read when it is asked for, and known to this view from then on."""
+        return _Objects(self.entries)
+
+    @property
     def tree_digest(self) -> str:
         """Digest of the root of its tree; empty for the empty state."""
-        return digest_of(tree_to(self.shards)) if self.shards else ""
+        return self.entries.digest if self.entries else ""
 
-    @cached_property
-    def ordered(self) -> tuple[ObjectKey, ...]:
+    @property
+    def ordered(self) -> KeyOrder:
         """Every key, by kind, name and version."""
-        return tuple(sorted(self.entries, key=order_of))
+        return self.index.order
+
+    @property
+    def knows_users(self) -> bool:
+        """Whether `users_of` is at hand; else it takes a look at every object."""
+        return self.index.knows_users
+
+    def users_of(self, key: ObjectKey) -> Collection[ObjectKey]:
+        """Keys of the objects that refer to an object."""
+        return self.index.users_of(key)
 
     def followed_by(
-        self,
-        *,
-        revision: int,
-        digest: str,
-        shards: Mapping[int, Shard],
-        upserts: Mapping[ObjectKey, Entry],
-        deletes: Iterable[ObjectKey],
-        parent_digest: str,
-        mark: int = 0,
+        self, *, revision: int, digest: str, entries: Tree[Entry], changed: Changed, parent_digest: str
     ) -> "State":
-        """The state that differs from this one by `upserts` and `deletes`."""
-        entries, objects = dict(self.entries), dict(self.objects)
-        for key, entry in upserts.items():
-            entries[key], objects[key] = entry, entry.item
-        for key in deletes:
-            del entries[key], objects[key]
-        return State(revision, digest, parent_digest, shards, entries, objects, mark)
+        """The state with `entries`, which differ from those of this one by what has `changed`."""
+        index = self.index.followed_by(entries, *changed)
+        return State(revision, digest, parent_digest, entries, index)
 
 
-def order_of(
-    key: ObjectKey,
-) -> tuple[str, str, tuple[tuple[int, int, int], bool, tuple[tuple[bool, int, str], ...]], str]:
-    """Sort key: kind, name, then versions as semver orders them."""
-    return key.kind, key.name, semver_order(key.version), key.version
+class _Objects(Mapping[ObjectKey, Object]):
+    """A state's objects, out of their stored form; keeps those that were asked for."""
+
+    def __init__(self, entries: Tree[Entry]) -> None:
+        self._entries = entries
+        self._read: dict[ObjectKey, Object] = {}
+
+    def __getitem__(self, key: ObjectKey) -> Object:
+        item = self._read.get(key)
+        if item is None:
+            item = self._read[key] = self._entries[key].item
+        return item
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
+
+    def __iter__(self) -> Iterator[ObjectKey]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
 
-def changed_keys(before: State, after: State) -> tuple[list[ObjectKey], list[ObjectKey]]:
-    """What came or changed, and what went, between two states; looks only into shards that differ."""
-    upserts: list[ObjectKey] = []
-    deletes: list[ObjectKey] = []
-    for number in sorted({*before.shards, *after.shards}):
-        old, new = before.shards.get(number), after.shards.get(number)
-        if old is not None and new is not None and old.digest == new.digest:
-            continue
-        had = old.digests if old is not None else {}
-        has = new.digests if new is not None else {}
-        upserts += [key for key, digest in has.items() if had.get(key) != digest]
-        deletes += [key for key in had if key not in has]
+def changed_keys(before: State, after: State) -> Changed:
+    """What came or changed, and what went, between two states; looks only into what differs."""
+    upserts, deletes = after.entries.differing(before.entries)
     return sorted(upserts, key=order_of), sorted(deletes, key=order_of)
 
 
@@ -290,30 +295,15 @@ def draft(base: State, upserts: Mapping[ObjectKey, Entry], changes: Sequence[Cha
         return Draft(base, base, note.request_id, {}, b"")
     put = {change.key: upserts[change.key] for change in changes if change.key in upserts}
     gone = [change.key for change in changes if change.key not in upserts]
+    entries, nodes = base.entries.changed(put, gone)
     blobs = {object_key(entry.digest): entry.raw for entry in put.values()}
-    parts: dict[int, dict[ObjectKey, str]] = {}
-    for number, key, digest in _moves(put, gone):
-        if number not in parts:
-            parts[number] = dict(base.shards[number].digests) if number in base.shards else {}
-        if digest is None:
-            del parts[number][key]
-        else:
-            parts[number][key] = digest
-    shards = dict(base.shards)
-    for number, digests in parts.items():
-        if digests:
-            shards[number], raw = shard_to(digests)
-            blobs[tree_key(shards[number].digest)] = raw
-        else:
-            del shards[number]
-    root = tree_to(shards)
-    blobs[tree_key(digest_of(root))] = root
+    blobs.update((tree_key(digest), node) for digest, node in nodes.items())
 
     number = base.revision + 1
     record = registry_pb2.Revision(
         number=number,
         parent_digest=base.digest,
-        tree_digest=digest_of(root),
+        tree_digest=entries.digest,
         author=note.author,
         reason=note.reason,
         time=timestamp(note.time_s),
@@ -324,16 +314,9 @@ def draft(base: State, upserts: Mapping[ObjectKey, Entry], changes: Sequence[Cha
     )
     raw = raw_of(record)
     state = base.followed_by(
-        revision=number, digest=digest_of(raw), shards=shards, upserts=put, deletes=gone, parent_digest=base.digest
+        revision=number, digest=digest_of(raw), entries=entries, changed=(list(put), gone), parent_digest=base.digest
     )
     return Draft(base, state, note.request_id, blobs, raw)
-
-
-def _moves(put: Mapping[ObjectKey, Entry], gone: Iterable[ObjectKey]) -> Iterator[tuple[int, ObjectKey, str | None]]:
-    for key, entry in put.items():
-        yield shard_of(key), key, entry.digest
-    for key in gone:
-        yield shard_of(key), key, None
 
 
 def timestamp(time_s: float) -> Timestamp:

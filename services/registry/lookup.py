@@ -1,19 +1,23 @@
 """Which objects of a state a reader asks for: one by its key, or a page by kind and labels."""
 
-import bisect
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from modelyard.registry.v1 import objects_pb2
 from services.domain.errors import Fault, InvalidRequest, ObjectNotFound
 from services.domain.objects import ObjectKey
 from services.policy.change_check import nearest
 from services.registry import wire
-from services.registry.layout import Entry, State, order_of
+from services.registry.key_order import first_of
+from services.registry.layout import Entry, State
 
 DEFAULT_PAGE = 500
 MAX_PAGE = 5000
+
+LOOKED_AT = 500
+"""Keys compared with one that is not there, in a state of more: those around it. Each takes some microseconds."""
 
 PAGE_BYTES = 16 << 20
 """A page ends early when its objects take this much, well below the limit of a message."""
@@ -76,7 +80,8 @@ def get(state: State, key: ObjectKey) -> Entry:
     """
     entry = state.entries.get(key)
     if entry is None:
-        near = nearest(key, state.entries)
+        all_of_them = len(state.entries) <= LOOKED_AT
+        near = nearest(key, state.entries if all_of_them else state.ordered.around(key, LOOKED_AT // 2))
         raise ObjectNotFound(
             f"revision {state.revision} has no {key}; {near}",
             metadata={"kind": key.kind, "name": key.name, "version": key.version, "revision": str(state.revision)},
@@ -86,18 +91,30 @@ def get(state: State, key: ObjectKey) -> Entry:
 
 def page(state: State, asked: Query) -> Page:
     """The objects asked for, in order of kind, name and version."""
-    first = 0 if asked.after is None else bisect.bisect_right(state.ordered, order_of(asked.after), key=order_of)
-    found: list[Entry] = []
+    keys = state.ordered.following(asked.after or first_of(asked.kind)) if asked.after or asked.kind else state.ordered
+    found: list[tuple[ObjectKey, Entry]] = []
     size_bytes = 0
-    wanted = asked.labels.items()
-    for key in state.ordered[first:]:
+    labels = [_label(name, value) for name, value in asked.labels.items()]
+    for key in keys:
         if asked.kind and key.kind != asked.kind:
-            continue
+            break
         entry = state.entries[key]
-        if not wanted <= entry.item.metadata.labels.items():
+        # The bytes say at once of most that they have not the labels.
+        if not all(label in entry.raw for label in labels):
+            continue
+        if labels and not asked.labels.items() <= entry.message.metadata.labels.items():
             continue
         if len(found) == asked.size or (found and size_bytes + entry.size_bytes > PAGE_BYTES):
-            return Page(tuple(found), wire.token_to(state.revision, str(found[-1].item.key), asked.fingerprint))
-        found.append(entry)
+            return _page(found, wire.token_to(state.revision, str(found[-1][0]), asked.fingerprint))
+        found.append((key, entry))
         size_bytes += entry.size_bytes
-    return Page(tuple(found), "")
+    return _page(found, "")
+
+
+def _page(found: Sequence[tuple[ObjectKey, Entry]], next_token: str) -> Page:
+    return Page(tuple(entry for _, entry in found), next_token)
+
+
+def _label(name: str, value: str) -> bytes:
+    """How a label stands in the stored form of an object."""
+    return objects_pb2.Metadata(labels={name: value}).SerializeToString()

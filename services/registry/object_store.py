@@ -20,8 +20,9 @@ from services.domain.objects import Object, ObjectKey
 from services.policy.tree_diff import Change
 from services.registry import layout
 from services.registry.chain import oldest_kept
-from services.registry.layout import Draft, Entry, Shard, State, changed_keys
+from services.registry.layout import Draft, Entry, State
 from services.registry.ports import Done, Found, Note, Outcome
+from services.registry.tree import Reading
 from services.registry.values import TXN_OPS, Etcd, Values, each, first
 
 KEPT_STATES = 8
@@ -102,6 +103,11 @@ class ObjectStore:
         """The newest state read, if it includes a revision."""
         return self._head if self._known and self._head.revision >= at_least else None
 
+    async def prepare(self) -> None:
+        """Find out what the first apply would have to wait for, in a thread; ends once that is at hand."""
+        while not self._head.knows_users:
+            await asyncio.to_thread(self._head.index.prepare)
+
     async def find(self, request_id: str, *, timeout_s: float) -> Found[State]:
         """Read the head, and how the request ended if it was carried out; see `ports.Store`."""
         while True:
@@ -172,6 +178,9 @@ class ObjectStore:
         if changed:
             record_key = layout.revision_key(state.revision)
             compares.append(compare_create(record_key, 0))
+            if base.revision == 0:
+                # Where a history is being imported that begins later, the first revision's place is taken.
+                compares.append(compare_create(layout.OLDEST, 0))
             writes += [put_op(layout.HEAD, layout.raw_of(head)), put_op(record_key, draft.record)]
         try:
             reply = await self._client.txn(
@@ -188,7 +197,7 @@ class ObjectStore:
         head_now, noted, sweep = (first(response) for response in reply.responses)
         if noted is None and (_mod(head_now), _mod(sweep)) == (base.mark, base.sweep):
             raise Internal(
-                f"revision {state.revision} is stored already although the head is {base.revision}: "
+                f"revision {state.revision}, or a later one, is stored already although the head is {base.revision}: "
                 "if the import of a history was cut off, import it again"
             )
         return Outcome.CONFLICT
@@ -266,15 +275,15 @@ class ObjectStore:
         record, raw = await self.record(revision, timeout_s)
         known = (self._head, *self._older.values())
         base = min(known, key=lambda state: abs(state.revision - revision))
-        shards = await self._shards(record.tree_digest, base, timeout_s)
-        upserts, deletes = changed_keys(base, State(shards=shards))
-        digests = {key: shards[layout.shard_of(key)].digests[key] for key in upserts}
+        reading: Reading[Entry] = Reading(record.tree_digest, base.entries)
+        while reading.nodes:
+            reading.take(await self._fetch([(layout.tree_key(digest), digest) for digest in reading.nodes], timeout_s))
+        entries = reading.finish(await self._entries(reading.objects, timeout_s))
         state = base.followed_by(
             revision=revision,
             digest=layout.digest_of(raw),
-            shards=shards,
-            upserts=await self._entries(digests, timeout_s),
-            deletes=deletes,
+            entries=entries,
+            changed=entries.differing(base.entries),
             parent_digest=record.parent_digest,
         )
         self._keep(state)
@@ -301,20 +310,16 @@ class ObjectStore:
             metadata={"revision": str(revision), "head": str(newest), "oldest": str(oldest)},
         )
 
-    async def _shards(self, tree_digest: str, base: State, timeout_s: float) -> dict[int, Shard]:
-        root = (await self._values.blobs([(layout.tree_key(tree_digest), tree_digest)], timeout_s))[0]
-        shards: dict[int, Shard] = {}
-        wanted: list[tuple[int, str]] = []
-        for ref in registry_pb2.Tree.FromString(root).shards:
-            held = base.shards.get(ref.number)
-            if held is not None and held.digest == ref.digest:
-                shards[ref.number] = held
-            else:
-                wanted.append((ref.number, ref.digest))
-        raws = await self._values.blobs([(layout.tree_key(digest), digest) for _, digest in wanted], timeout_s)
-        for (number, digest), raw in zip(wanted, raws, strict=True):
-            shards[number] = layout.shard_from(digest, raw)
-        return shards
+    async def _fetch(self, wanted: Sequence[tuple[str, str]], timeout_s: float) -> list[bytes]:
+        """Immutable values, by key and digest; several transactions at once."""
+        parts = [wanted[start : start + TXN_OPS] for start in range(0, len(wanted), TXN_OPS)]
+        found: list[list[bytes]] = [[] for _ in parts]
+
+        async def fetch(number: int) -> None:
+            found[number] = await self._values.blobs(parts[number], timeout_s)
+
+        await each(fetch(number) for number in range(len(parts)))
+        return [raw for part in found for raw in part]
 
     async def _entries(self, digests: Mapping[ObjectKey, str], timeout_s: float) -> dict[ObjectKey, Entry]:
         entries: dict[ObjectKey, Entry] = {}
@@ -324,7 +329,7 @@ class ObjectStore:
                 [(layout.object_key(digests[key]), digests[key]) for key in keys], timeout_s
             )
             for key, raw in zip(keys, raws, strict=True):
-                entries[key] = layout.entry_from(digests[key], raw)
+                entries[key] = layout.entry_from(key, digests[key], raw)
 
         keys = list(digests)
         await each(fetch(keys[start : start + TXN_OPS]) for start in range(0, len(keys), TXN_OPS))

@@ -22,6 +22,15 @@ class State(Protocol):
         """Every object."""
         ...
 
+    @property
+    def knows_users(self) -> bool:
+        """Whether `users_of` is at hand; else it takes a look at every object."""
+        ...
+
+    def users_of(self, key: ObjectKey) -> Iterable[ObjectKey]:
+        """Keys of the objects that refer to an object."""
+        ...
+
     def digest_of(self, key: ObjectKey) -> str | None:
         """Digest of an object's stored form; None if there is no such object."""
         ...

@@ -15,6 +15,8 @@ from services.chassis.telemetry import logger
 from services.domain.clock import Clock
 from services.domain.deadline import Deadline
 from services.domain.errors import Fault, InvalidRequest, RevisionNotFound
+from services.domain.objects import ObjectKey
+from services.domain.texts import name_faults
 from services.registry import bundle, lookup, wire
 from services.registry.apply import Applied, Applier, Command, changes_between
 from services.registry.attempt_log import AttemptLog
@@ -38,6 +40,9 @@ MAX_REVISIONS = 1000
 
 MANY = 200
 """Objects that are converted in the event loop at most: about 10 ms."""
+
+TEMPLATE_BYTES = 256
+"""Bytes of a template that cost as much as one object: most is text to look through."""
 
 T = TypeVar("T")
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -87,6 +92,22 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         command = await _apart(len(request.objects), lambda: wire.command_from(request))
         applied = await self._apply(command, context)
         return await _apart(len(applied.changes), lambda: wire.applied_to(applied))
+
+    async def Instantiate(self, request: pb.InstantiateRequest, context: Context) -> pb.InstantiateResponse:
+        """Make the objects of a template, and apply them."""
+        if faults := name_faults(request.template, "template"):
+            raise InvalidRequest.of(faults)
+        template = lookup.get(await self._state(0, context), ObjectKey("Template", request.template))
+        weight = template.size_bytes // TEMPLATE_BYTES
+        made = await _apart(weight, lambda: wire.made_from(request, template.message, template.digest))
+        command = await _apart(weight, lambda: wire.instantiation_from(request, made))
+        applied = await self._apply(command, context)
+        return pb.InstantiateResponse(
+            revision=applied.revision,
+            changes=wire.changes_to(applied.changes),
+            findings=wire.findings_to(applied.findings),
+            objects=made,
+        )
 
     async def Get(self, request: pb.GetRequest, context: Context) -> pb.GetResponse:
         """Read one object."""

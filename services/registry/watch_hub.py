@@ -27,11 +27,11 @@ HEARTBEAT_S = 2.0
 RECENT_DELTAS = 256
 """Deltas kept for readers that resume; older ones are computed from the trees."""
 
+RECENT_BYTES = 16 << 20
+"""Bytes of deltas kept: in memory, messages take several times as much."""
+
 MAX_CATCH_UP = 1000
 """A reader further behind than this many revisions gets a snapshot."""
-
-LARGE_STATE = 2000
-"""Objects that are sorted in the event loop at most: about 10 ms."""
 
 LOOK_S = 2.0
 """How often the store is asked for the head, so that readers learn how fresh that is."""
@@ -99,7 +99,7 @@ class WatchHub:
         self._source = hosts
         self._clock = clock
         self._state: State | None = None
-        self._recent: deque[tuple[int, Item]] = deque(maxlen=RECENT_DELTAS)
+        self._recent: deque[tuple[int, Message]] = deque(maxlen=RECENT_DELTAS)
         self._hosts: dict[str, resources_pb2.HostRecord] | None = None
         self._hosts_revision = 0
         self._readers: set[Reader] = set()
@@ -167,14 +167,12 @@ class WatchHub:
         try:
             # From here on the reader's queue has everything after `state`, so awaiting loses nothing.
             for item in await self._opening(from_revision, state):
-                await _ready_to_say(item)
                 for response in responses(item):
                     yield response
             if include_hosts:
                 yield all_hosts(hosts.values())
             async with contextlib.aclosing(reader.items()) as items:
                 async for item in items:
-                    await _ready_to_say(item)
                     for response in responses(item):
                         yield response
         finally:
@@ -187,7 +185,7 @@ class WatchHub:
             return [heartbeat(state, self._age_s())]
         if not 0 < state.revision - from_revision <= MAX_CATCH_UP or from_revision == 0:
             return [state]
-        recent = {revision: item for revision, item in self._recent if revision <= state.revision}
+        recent: dict[int, Item] = {revision: item for revision, item in self._recent if revision <= state.revision}
         items: list[Item] = []
         before: State | None = None
         try:
@@ -244,7 +242,7 @@ class WatchHub:
                     if isinstance(item, State):
                         self._recent.clear()
                     else:
-                        self._recent.append((state.revision, item))
+                        self._recall(state.revision, item)
                     self._send(item)
             REGISTRY_HEAD_REVISION.set(head.revision)
 
@@ -337,12 +335,12 @@ class WatchHub:
     def _age_s(self) -> float:
         return self._clock.now_s() - self._heard_s
 
+    def _recall(self, revision: int, item: Message) -> None:
+        """Keep a delta for readers that resume, within bounds."""
+        self._recent.append((revision, item))
+        while sum(kept.size_bytes for _, kept in self._recent) > RECENT_BYTES:
+            self._recent.popleft()
+
     def _send(self, item: Item) -> None:
         for reader in self._readers:
             reader.push(item)
-
-
-async def _ready_to_say(item: Item) -> None:
-    """Put a large state in order in a thread, so that other readers are heard meanwhile."""
-    if isinstance(item, State) and len(item.entries) > LARGE_STATE:
-        await asyncio.to_thread(getattr, item, "ordered")

@@ -129,12 +129,11 @@ def _snapshot(state: State) -> Iterator[pb.WatchResponse]:
     """A whole state, in parts."""
     part = pb.WatchSnapshot(revision=state.revision, first=True)
     size_bytes = 0
-    for key in state.ordered:
-        entry = state.entries[key]
+    for entry in state.entries.entries():
         if part.objects and size_bytes + entry.size_bytes > CHUNK_BYTES:
             yield pb.WatchResponse(snapshot=part)
             part, size_bytes = pb.WatchSnapshot(revision=state.revision), 0
-        part.objects.append(entry.message)
+        part.objects.add().MergeFromString(entry.raw)
         size_bytes += entry.size_bytes
     part.last = True
     part.tree_digest = state.tree_digest

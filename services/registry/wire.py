@@ -10,9 +10,11 @@ from collections.abc import Iterable, Sequence
 
 from modelyard.registry.v1 import objects_pb2, registry_pb2
 from modelyard.type.v1 import resources_pb2
+from services.chassis import templating
 from services.chassis.object_codec import message_key, object_from, object_key_from, object_key_to
 from services.domain.errors import Fault, InvalidRequest
 from services.domain.objects import KINDS, ObjectKey, is_dns_label
+from services.domain.templates import TEMPLATE_ANNOTATION, origin_of
 from services.domain.texts import MAX_LABELS, name_faults, shown, too_many
 from services.policy.change_check import Submitted
 from services.policy.gating import Finding
@@ -41,6 +43,39 @@ def command_from(request: registry_pb2.ApplyRequest) -> Command:
         request_id=request.request_id,
         dry_run=request.dry_run,
     )
+
+
+def instantiation_from(request: registry_pb2.InstantiateRequest, objects: Sequence[objects_pb2.Object]) -> Command:
+    """What a template makes, to be applied."""
+    return Command(
+        submitted=tuple(submitted(message) for message in objects),
+        deletes=(),
+        expected_revision=request.expected_revision,
+        reason=request.reason or f"template {request.template}",
+        author=request.author,
+        request_id=request.request_id,
+        dry_run=request.dry_run,
+        by_name=True,
+    )
+
+
+def made_from(
+    request: registry_pb2.InstantiateRequest, template: objects_pb2.Object, digest: str
+) -> list[objects_pb2.Object]:
+    """The objects that a template makes, each saying of which it is.
+
+    Args:
+        request: What is asked for.
+        template: The Template.
+        digest: Of its stored form.
+
+    Raises:
+        InvalidRequest: With every fault of parameters, and of what became of the template's texts.
+    """
+    made = templating.render(template.template, request.parameters)
+    for message in made:
+        message.metadata.annotations[TEMPLATE_ANNOTATION] = origin_of(request.template, digest)
+    return made
 
 
 def rollback_from(request: registry_pb2.RollbackRequest) -> Command:
@@ -82,6 +117,8 @@ def submitted(message: objects_pb2.Object) -> Submitted:
     if faults := _size_faults(message):
         return Submitted(message_key(message), None, faults)
     faults = tuple(value_faults(message))
+    if message.WhichOneof("spec") == "template":
+        faults += tuple(templating.check(message.template))
     try:
         item = object_from(message)
     except InvalidRequest as error:

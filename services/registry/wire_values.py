@@ -45,8 +45,7 @@ def value_faults(message: Message, path: str = "") -> list[Fault]:
 def _telling(descriptor: Descriptor) -> tuple[tuple[FieldDescriptor, bool, bool], ...]:
     """The fields under which a duration or an enum can stand, and whether each is a map or a list.
 
-    They are few, and objects come by the hundred thousand. No message may hold itself, over however many others;
-    none of the contracts does.
+    They are few, and objects come by the hundred thousand.
     """
     return tuple(
         (field, field.message_type is not None and field.message_type.GetOptions().map_entry, field.is_repeated)
@@ -55,8 +54,17 @@ def _telling(descriptor: Descriptor) -> tuple[tuple[FieldDescriptor, bool, bool]
     )
 
 
-def _can_tell(descriptor: Descriptor) -> bool:
-    return descriptor is Duration.DESCRIPTOR or bool(_telling(descriptor))
+def _can_tell(descriptor: Descriptor, around: tuple[str, ...] = ()) -> bool:
+    """Whether a duration or an enum can stand under it; a Template holds objects, and so in the contract itself."""
+    if descriptor is Duration.DESCRIPTOR:
+        return True
+    if descriptor.full_name in around:
+        return False
+    inside = (*around, descriptor.full_name)
+    return any(
+        field.enum_type is not None or (field.message_type is not None and _can_tell(field.message_type, inside))
+        for field in descriptor.fields
+    )
 
 
 def _enum_faults(number: int, enum: EnumDescriptor, path: str) -> Iterator[Fault]:

@@ -22,8 +22,8 @@ from services.chassis.telemetry import logger
 from services.domain.clock import Clock
 from services.domain.host import HostRecord
 from services.domain.objects import Object, ObjectKey
-from services.router import snapshot_file
 from services.router.snapshot import Objects, Snapshot
+from services.router.snapshot_file import Heard, SnapshotFile, UnusableSnapshot
 
 GRACE_S = 15.0
 """How long a host that left the list and still answers is kept."""
@@ -48,10 +48,18 @@ class OutOfStep(Exception):
 class Mirror:
     """The registry's state as a watch's messages make it."""
 
-    def __init__(self) -> None:
-        """Nothing is known yet."""
+    def __init__(self, *, keeps_parts: bool = False) -> None:
+        """Nothing is known yet.
+
+        Args:
+            keeps_parts: Whether the messages that bring a whole state are kept, in `heard`.
+        """
         self.snapshot: Snapshot | None = None
         """The view now; None before there is any."""
+        self.heard: Heard | None = None
+        """The last whole state that came, until somebody takes it from here."""
+        self._keeps_parts = keeps_parts
+        self._parts: list[bytes] = []
         self._objects: Objects | None = None
         self._hosts: dict[str, HostRecord] | None = None
         self._left_at_s: dict[str, float] = {}
@@ -82,7 +90,7 @@ class Mirror:
         """
         match response.WhichOneof("event"):
             case "snapshot":
-                self._take_snapshot(response.snapshot)
+                self._take_snapshot(response)
             case "delta":
                 self._take_delta(response.delta)
             case "hosts":
@@ -101,16 +109,20 @@ class Mirror:
             self._hosts.pop(host_id, None)
             self._publish()
 
-    def _take_snapshot(self, snapshot: pb.WatchSnapshot) -> None:
+    def _take_snapshot(self, response: pb.WatchResponse) -> None:
+        snapshot = response.snapshot
         if snapshot.first:
-            self._staged = []
+            self._staged, self._parts = [], []
         self._staged += _readable(snapshot.objects)[0]
+        if self._keeps_parts:
+            self._parts.append(response.SerializeToString())
         if not snapshot.last:
             return
-        staged, self._staged = self._staged, []
+        (staged, self._staged), (parts, self._parts) = (self._staged, []), (self._parts, [])
         self._behind = self._heard and self._objects is not None and snapshot.revision < self._objects.revision
         if not self._behind:
             self._objects, self._heard = Objects().changed(snapshot.revision, staged), True
+            self.heard = Heard(self._objects, parts) if self._keeps_parts else None
             self._publish()
 
     def _take_delta(self, delta: pb.WatchDelta) -> None:
@@ -121,7 +133,9 @@ class Mirror:
             upserts, unreadable = _readable(delta.upserts)
             deletes = [*map(object_key_from, delta.deletes), *unreadable]
             self._objects = self._objects.changed(delta.revision, upserts, deletes)
-            self._publish()
+            if self.snapshot is not None:
+                touched = [*(item.key for item in upserts), *deletes]
+                self.snapshot = self.snapshot.followed_by(self._objects, touched)
 
     def _take_hosts(self, hosts: pb.WatchHosts, now_s: float) -> None:
         known = {} if self._hosts is None else self._hosts
@@ -189,11 +203,11 @@ class Catalog:
             changed: Told of each new snapshot.
         """
         self._stub = registry_pb2_grpc.RegistryServiceStub(registry)
-        self._path = path
+        self._file = None if path is None else SnapshotFile(path)
         self._writes = writes
         self._clock = clock
         self._changed = changed
-        self._mirror = Mirror()
+        self._mirror = Mirror(keeps_parts=writes and path is not None)
         self._told: Snapshot | None = None
         self._written: Snapshot | None = None
         self._heard_s = clock.now_s()
@@ -214,11 +228,11 @@ class Catalog:
 
     async def start(self) -> None:
         """Read the snapshot on disk, if there is one; one that cannot be used is left alone and logged."""
-        if self._path is None:
+        if self._file is None:
             return
         try:
-            found = await asyncio.to_thread(snapshot_file.read, self._path)
-        except snapshot_file.UnusableSnapshot as error:
+            found = await asyncio.to_thread(self._file.read)
+        except UnusableSnapshot as error:
             logger().warning("the snapshot on disk is not used", why=str(error))
             return
         if found is not None:
@@ -258,12 +272,13 @@ class Catalog:
     async def save(self) -> None:
         """Write the snapshot to disk, if it changed; a disk that does not take it is logged, and tried again."""
         current = self._mirror.snapshot
-        if self._path is None or not self._writes or current is None or current is self._written:
+        if self._file is None or not self._writes or current is None or current is self._written:
             return
+        heard, self._mirror.heard = self._mirror.heard, None
         try:
-            await asyncio.to_thread(snapshot_file.write, self._path, current)
+            await asyncio.to_thread(self._file.write, current, heard)
         except OSError as error:
-            logger().warning("the snapshot was not written", path=str(self._path), why=str(error))
+            logger().warning("the snapshot was not written", path=str(self._file.path), why=str(error))
             return
         self._written = current
 

@@ -5,8 +5,9 @@ every change. What only some calls need is worked out when first asked for, and 
 """
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from services.domain.errors import Fault, ModelNotFound, NotSupported, VersionNotFound
 from services.domain.host import HostRecord
@@ -24,16 +25,20 @@ from services.domain.objects import (
     Single,
     semver_order,
 )
+from services.domain.persistent import Sorted, Trie
 from services.domain.strategies import strategy_name
 
 NAMED = 10
 """Most names that an error lists."""
 
-LOOKED_AT = 1000
-"""Most names compared with one that was not found: comparing takes microseconds each, on the event loop."""
+LOOKED_AT = 400
+"""Most names compared with one that was not found, of those around it: each takes up to 50 µs, on the event loop."""
 
 FITTING_KEPT = 512
 """Sets of inputs that each destination remembers to fit: checking costs as much as the rest of a decision."""
+
+CARRIED = 4096
+"""Most destinations that a view takes over from the one before."""
 
 LONGEST_NAME = 63
 """More of a name that was not found is neither compared nor repeated."""
@@ -44,26 +49,26 @@ class Objects:
     """The objects of one revision that matter to routing."""
 
     revision: int = 0
-    models: Mapping[str, Model] = field(default_factory=dict)
-    routes: Mapping[str, Route] = field(default_factory=dict)
-    versions: Mapping[str, Mapping[str, ModelVersion]] = field(default_factory=dict)
+    models: Trie[str, Model] = field(default_factory=Trie)
+    routes: Trie[str, Route] = field(default_factory=Trie)
+    versions: Trie[str, Mapping[str, ModelVersion]] = field(default_factory=Trie)
     """By model, then version."""
-    pools: Mapping[str, Pool] = field(default_factory=dict)
+    pools: Trie[str, Pool] = field(default_factory=Trie)
+    names: Sorted[str] = field(default_factory=lambda: Sorted(rank=str), compare=False)
+    """Of models and routes: what callers may name."""
 
     def changed(self, revision: int, upserts: Iterable[Object], deletes: Iterable[ObjectKey] = ()) -> "Objects":
-        """The objects after a change."""
-        models, routes, pools = dict(self.models), dict(self.routes), dict(self.pools)
-        versions = {model: dict(of_model) for model, of_model in self.versions.items()}
+        """The objects after a change; shares with these what the change leaves alone."""
+        models: dict[str, Model] = {}
+        routes: dict[str, Route] = {}
+        pools: dict[str, Pool] = {}
+        versions: dict[str, dict[str, ModelVersion]] = {}
+        gone: dict[str, list[str]] = {}
         for key in deletes:
-            match key.kind:
-                case "Model":
-                    models.pop(key.name, None)
-                case "Route":
-                    routes.pop(key.name, None)
-                case "Pool":
-                    pools.pop(key.name, None)
-                case "ModelVersion":
-                    versions.get(key.name, {}).pop(key.version, None)
+            if key.kind == "ModelVersion":
+                self._copied(versions, key.name).pop(key.version, None)
+            else:
+                gone.setdefault(key.kind, []).append(key.name)
         for item in upserts:
             match item:
                 case Model():
@@ -73,8 +78,50 @@ class Objects:
                 case Pool():
                     pools[item.metadata.name] = item
                 case ModelVersion():
-                    versions.setdefault(item.metadata.name, {})[item.version] = item
-        return Objects(revision, models, routes, {model: of for model, of in versions.items() if of}, pools)
+                    self._copied(versions, item.metadata.name)[item.version] = item
+        made = Objects(
+            revision,
+            self.models.changed(models, gone.get("Model", ())),
+            self.routes.changed(routes, gone.get("Route", ())),
+            self.versions.changed(
+                {name: of_model for name, of_model in versions.items() if of_model},
+                [name for name, of_model in versions.items() if not of_model],
+            ),
+            self.pools.changed(pools, gone.get("Pool", ())),
+        )
+        came = {name for name in (*models, *routes) if not self.knows(name)}
+        went = {name for kind in ("Model", "Route") for name in gone.get(kind, ())}
+        names = self.names.changed(came, [name for name in went if self.knows(name) and not made.knows(name)])
+        return replace(made, names=names)
+
+    def knows(self, name: str) -> bool:
+        """Whether a model or a route is called that."""
+        return name in self.models or name in self.routes
+
+    def differing(self, before: "Objects") -> tuple[list[Object], list[ObjectKey]]:
+        """What came or is another one than in `before`, and what went; does not look at what both share."""
+        upserts: list[Object] = []
+        deletes: list[ObjectKey] = []
+        models, routes, pools = (
+            self.models.differing(before.models),
+            self.routes.differing(before.routes),
+            self.pools.differing(before.pools),
+        )
+        for kind, (puts, drops) in (("Model", models), ("Route", routes), ("Pool", pools)):
+            upserts += puts.values()
+            deletes += [ObjectKey(kind, name) for name in drops]
+        versions, gone = self.versions.differing(before.versions)
+        for name in (*versions, *gone):
+            old, new = before.versions.get(name, {}), versions.get(name, {})
+            upserts += [version for at, version in new.items() if old.get(at) != version]
+            deletes += [ObjectKey("ModelVersion", name, at) for at in old if at not in new]
+        return upserts, deletes
+
+    def _copied(self, versions: dict[str, dict[str, ModelVersion]], model: str) -> dict[str, ModelVersion]:
+        """The versions of a model, to be changed."""
+        if model not in versions:
+            versions[model] = dict(self.versions.get(model, {}))
+        return versions[model]
 
     def all(self) -> list[Object]:
         """Every object."""
@@ -149,6 +196,10 @@ class Destination:
             )
         return replace(self, options=options, fitting=set())
 
+    def leads_over(self, models: Collection[str]) -> bool:
+        """Whether a change of one of `models` may be a change of this; over other routes, any may."""
+        return bool(self.route.routes) or any(target.model in models for target in self.route.targets)
+
     def remember(self, inputs: tuple[TensorMeta, ...]) -> None:
         """Note that `inputs` are well formed and fit."""
         if len(self.fitting) >= FITTING_KEPT:
@@ -177,6 +228,32 @@ class Snapshot:
         self.hosts = hosts
         self._destinations: dict[tuple[str, str], Destination] = {}
         self._ready: dict[ModelKey, tuple[HostRecord, ...]] | None = None
+
+    def followed_by(self, objects: Objects, touched: Iterable[ObjectKey]) -> "Snapshot":
+        """The view of the same hosts and other `objects`, of which those that were `touched` differ.
+
+        What names lead to stays known where none of these is on the way.
+        """
+        made = Snapshot(objects, self.hosts)
+        made._ready = self._ready
+        routes: set[str] = set()
+        models: set[str] = set()
+        for key in touched:
+            match key.kind:
+                case "Route":
+                    routes.add(key.name)
+                case "Model" | "ModelVersion":
+                    models.add(key.name)
+                case "Pool":
+                    pass
+                case _:
+                    return made
+        made._destinations = {
+            at: found
+            for at, found in islice(self._destinations.items(), CARRIED)
+            if found.name not in routes and not found.leads_over(models)
+        }
+        return made
 
     @property
     def revision(self) -> int:
@@ -267,16 +344,14 @@ class Snapshot:
 
     def _not_found(self, name: str) -> ModelNotFound:
         asked = name[:LONGEST_NAME]
-        names = sorted({*self.objects.routes, *self.objects.models})
-        looked_at = names
-        if len(names) > LOOKED_AT:
-            looked_at = [known for known in names if known[:2] == asked[:2]][:LOOKED_AT]
+        names = self.objects.names
+        looked_at = names.around(asked, LOOKED_AT // 2) if len(names) > LOOKED_AT else list(names)
         near = difflib.get_close_matches(asked, looked_at, n=3)
         if near:
             hint = f"near it: {', '.join(near)}"
-        elif names:
+        elif looked_at:
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-            hint = f"there are: {', '.join(names[:NAMED])}{more}"
+            hint = f"there are: {', '.join(islice(names, NAMED))}{more}"
         else:
             hint = "none was applied yet"
         return ModelNotFound(f"there is no route or model '{asked}'; {hint}", metadata={"name": asked})

@@ -2,6 +2,7 @@
 
 from hypothesis import strategies as st
 
+from services.chassis.object_codec import object_to
 from services.domain.host import DeviceKind
 from services.domain.model import TensorSpec
 from services.domain.objects import (
@@ -17,6 +18,7 @@ from services.domain.objects import (
     Route,
     SegmentQuality,
     SmokeTest,
+    Template,
     Tenant,
     WarmupTensor,
 )
@@ -41,6 +43,7 @@ from services.domain.strategies import (
     StaticTensor,
     TensorSource,
 )
+from services.domain.templates import Binding, Parameter, ParameterType
 from services.domain.tenancy import Budget, HedgeRules, Preemption, PriceRules, Quotas, RateLimit, RetryRules, Tier
 
 names = st.from_regex(r"[a-z]{1,8}", fullmatch=True)
@@ -179,4 +182,21 @@ tenants = st.builds(
     counts,
     st.none() | budgets,
 )
-objects: st.SearchStrategy[Object] = models | versions | routes | pools | policies | tenants
+parameters = st.builds(
+    Parameter, names, texts, st.sampled_from(ParameterType), st.none() | texts, st.lists(texts, max_size=2).map(tuple)
+)
+bodies = (models | versions | routes | pools | policies | tenants).map(
+    lambda item: object_to(item).SerializeToString(deterministic=True)
+)
+templates = st.builds(
+    Template,
+    metadata,
+    st.lists(parameters, max_size=2).map(tuple),
+    st.lists(bodies, max_size=2).map(tuple),
+    st.lists(st.builds(Binding, counts, names, names), max_size=2).map(tuple),
+    texts,
+    texts,
+    st.booleans(),
+    st.booleans(),
+)
+objects: st.SearchStrategy[Object] = models | versions | routes | pools | policies | tenants | templates

@@ -15,9 +15,10 @@ from services.chassis.codec import record_to, seconds_from
 from services.chassis.object_codec import object_from, object_key_from, object_to
 from services.chassis.process import Process
 from services.domain.objects import Object, ObjectKey
+from services.registry import tree
 from services.registry.app import start
 from services.registry.config import Config
-from services.registry.layout import State, digest_of, raw_of, shard_of, shard_to
+from services.registry.layout import digest_of, raw_of
 from tests.fakes.objects import a_host
 
 
@@ -163,11 +164,7 @@ class Watcher:
 
     def _check(self, tree_digest: str) -> None:
         """What this reader has is what the registry has, to the bit."""
-        shards: dict[int, dict[ObjectKey, str]] = {}
-        for key, digest in self.objects.items():
-            shards.setdefault(shard_of(key), {})[key] = digest
-        own = State(shards={number: shard_to(digests)[0] for number, digests in shards.items()})
-        assert own.tree_digest == tree_digest, "the reader's state is not the registry's"
+        assert tree.digest_of(self.objects) == tree_digest, "the reader's state is not the registry's"
 
     def _snapshot(self, snapshot: pb.WatchSnapshot) -> None:
         if snapshot.first:

@@ -114,7 +114,7 @@ def test_every_kind_of_the_page_on_objects_is_applied_listed_and_protected_while
     applied = run(registry, "apply", "-f", str(path), "-o", "json")
     assert applied.exit_code == 0, applied.stderr
     kinds = [change["key"]["kind"] for change in json.loads(applied.stdout)["changes"]]
-    assert kinds == sorted(kinds, key=["Policy", "Tenant", "Pool", "Model", "ModelVersion", "Route"].index)
+    assert kinds == sorted(kinds, key=["Policy", "Tenant", "Pool", "Model", "ModelVersion", "Route", "Template"].index)
 
     printed = run(registry, "get", "route", "read-page").stdout
     again = tmp_path / "again.yaml"
@@ -171,3 +171,44 @@ def test_nobody_at_the_address_is_one_line_that_says_what_to_do(free_port: int) 
 def test_a_registry_without_hosts_says_so(registry: str) -> None:
     assert run(registry, "hosts").stdout.strip() == "no host is listed"
     assert run(registry, "hosts", "-o", "json").stdout.strip() == "[]"
+
+
+def test_a_template_is_instantiated_with_parameters_and_printed_so_that_it_reads_back(
+    registry: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "template.yaml"
+    path.write_text(
+        """
+kind: Template
+metadata: {name: pools}
+spec:
+  parameters: [{name: name}, {name: hosts, type: INTEGER, default: "1"}]
+  objects:
+    - kind: Pool
+      metadata: {name: "made-${name}"}
+      spec: {memory_bytes: 1GiB, min_hosts: "${hosts}"}
+"""
+    )
+    assert run(registry, "apply", "-f", str(path)).exit_code == 0
+    printed = run(registry, "get", "template", "pools").stdout
+    path.write_text(printed)
+    assert "nothing to change" in run(registry, "apply", "-f", str(path)).stdout
+    assert "1 object of name, hosts" in run(registry, "list", "templates").stdout
+
+    planned = run(registry, "instantiate", "pools", "-p", "name=a", "-p", "hosts=3", "--dry-run", "-o", "json")
+    (item,) = json.loads(planned.stdout)["objects"]
+    assert (item["metadata"]["name"], item["spec"]["min_hosts"]) == ("made-a", 3)
+    made = run(registry, "instantiate", "pools", "-p", "name=a", "-p", "hosts=3")
+    assert "1 created" in made.stdout, made.stderr
+    again = run(registry, "instantiate", "pools", "-p", "name=a", "-p", "hosts=3")
+    assert "nothing to change" in again.stdout
+
+    refused = run(registry, "instantiate", "pools", "-p", "hosts=many")
+    assert refused.exit_code == 1
+    assert "parameters[name]: is not given and has no default" in refused.stderr
+    assert "parameters[hosts]: 'many' is not a whole number" in refused.stderr
+    for arguments, why in ((("-p", "name"), "'name' is no KEY=VALUE"), (("-p", "name=a", "-p", "name=b"), "twice")):
+        usage = run(registry, "instantiate", "pools", *arguments)
+        assert usage.exit_code == 2
+        assert why in usage.stderr
+    assert "no Template/pool; near it: pools" in run(registry, "instantiate", "pool").stderr

@@ -1,6 +1,6 @@
 """Every fault of a change is found at once, at the place in the request that is to blame."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import pytest
@@ -9,6 +9,7 @@ from services.domain.errors import Fault
 from services.domain.host import DeviceKind
 from services.domain.model import TensorSpec
 from services.domain.objects import (
+    KINDS,
     Artifact,
     Choose,
     Lineage,
@@ -21,6 +22,7 @@ from services.domain.objects import (
     RouteTarget,
     SegmentQuality,
     Single,
+    references,
 )
 from services.domain.strategies import (
     Cascade,
@@ -41,16 +43,22 @@ from services.domain.strategies import (
 )
 from services.domain.tenancy import Quotas, Tier
 from services.policy.change_check import Submitted, check, nearest
+from services.policy.change_reach import UsersOf
 from tests.fakes.objects import a_model, a_policy, a_pool, a_route, a_tenant, a_version
 
 ROUTE = Route(Metadata("read"), Single(RouteTarget("digits", "1.0.0")))
 STATE: tuple[Object, ...] = (a_pool(), a_model("digits"), a_version("digits", pool="cpu"), ROUTE)
 
 
+def users_in(state: Mapping[ObjectKey, Object]) -> UsersOf:
+    return lambda key: [user for user, item in state.items() if key in references(item)]
+
+
 def faults(state: Iterable[Object], apply: Iterable[Object] = (), delete: Iterable[str] = ()) -> list[str]:
     before = {item.key: item for item in state}
     submitted = [Submitted(item.key, item) for item in apply]
-    return [str(fault) for fault in check(before, submitted, [ObjectKey.parse(text) for text in delete])]
+    deletes = [ObjectKey.parse(text) for text in delete]
+    return [str(fault) for fault in check(before, submitted, deletes, users_in(before))]
 
 
 def test_a_valid_change_has_no_faults() -> None:
@@ -144,7 +152,7 @@ def test_what_does_not_exist_cannot_be_deleted_and_what_is_near_it_is_named() ->
     assert found == [
         "deletes[0]: there is no Model/digit to delete; near it: digits",
         "deletes[1]: there is no ModelVersion/digits/2.0.0 to delete; 'digits' has 1.0.0",
-        "deletes[2].kind: 'Secret' is none of Model, ModelVersion, Policy, Pool, Route, Tenant",
+        f"deletes[2].kind: 'Secret' is none of {', '.join(KINDS)}",
     ]
 
 
@@ -186,7 +194,7 @@ def test_what_refers_to_an_object_that_could_not_be_read_is_not_blamed() -> None
     unread = Submitted(ObjectKey("Model", "digits"), None, (Fault("model.inputs", "cannot be read"),))
     version = a_version("digits")
 
-    found = check({}, [unread, Submitted(version.key, version)], [])
+    found = check({}, [unread, Submitted(version.key, version)], [], users_in({}))
 
     assert [str(fault) for fault in found] == ["objects[0].model.inputs: cannot be read"]
 

@@ -27,6 +27,7 @@ from services.domain.objects import (
     SegmentQuality,
     Single,
     SmokeTest,
+    Template,
     Tenant,
     WarmupTensor,
 )
@@ -49,6 +50,7 @@ from services.domain.strategies import (
     Strategy,
     TensorSource,
 )
+from services.domain.templates import Binding, Parameter, ParameterType
 from services.domain.tenancy import (
     Budget,
     HedgeRules,
@@ -130,6 +132,17 @@ FULL_POLICY = Policy(
 EMPTY_TENANT = Tenant(Metadata("acme"), "standard", "gold")
 FULL_TENANT = Tenant(
     Metadata("acme"), "other", "lead", "Acme.", "ann", Quotas(1, 2, 3, 4, 5), RateLimit(2.0, 4), 6, Budget(7, 60.0)
+)
+EMPTY_TEMPLATE = Template(Metadata("served"), (), ())
+FULL_TEMPLATE = Template(
+    Metadata("served"),
+    (Parameter("name", "Whose.", ParameterType.INTEGER, "1", ("1", "2")),),
+    (b"\x52\x00",),
+    (Binding(1, "pool.min_hosts", "name"),),
+    "A served model.",
+    "ann",
+    True,
+    True,
 )
 EMPTY_POOL = Pool(Metadata("local"), DeviceKind.CPU, 1, 1, 1)
 FULL_POOL = Pool(Metadata("local"), DeviceKind.CUDA, 2, 2, 4, "z1", "Local.", True, True, 9, 0.5)
@@ -244,6 +257,7 @@ def test_every_path_is_one_of_the_message_and_every_field_has_one() -> None:
         (EMPTY_POOL, FULL_POOL),
         (EMPTY_POLICY, FULL_POLICY),
         (EMPTY_TENANT, FULL_TENANT),
+        (EMPTY_TEMPLATE, FULL_TEMPLATE),
         *((SINGLE, replace(SINGLE, strategy=strategy)) for strategy in STRATEGIES),
     ]
     seen = {re.sub(r"\[[^]]*]", "", change.path) for before, after in pairs for change in field_changes(before, after)}
@@ -276,7 +290,8 @@ def _leaves(message: Descriptor, at: str) -> set[str]:
         if inner is not None and inner.GetOptions().map_entry:
             value: FieldDescriptor = inner.fields_by_name["value"]
             inner = value.message_type
-        if inner is None or inner.full_name.startswith("google.protobuf"):
+        # What a template makes is told as a whole.
+        if inner is None or inner.full_name.startswith("google.protobuf") or inner is objects_pb2.Object.DESCRIPTOR:
             found.add(path)
         else:
             found |= _leaves(inner, f"{path}.")

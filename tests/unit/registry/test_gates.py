@@ -8,7 +8,19 @@ import pytest
 from modelyard.registry.v1 import registry_pb2 as pb
 from services.domain.errors import GateFailed, InvalidRequest, ObjectNotFound
 from services.domain.model import TensorSpec
-from services.domain.objects import Metadata, Model, Pool, Route, RouteTarget, Single, SmokeTest, WarmupTensor
+from services.domain.objects import (
+    Metadata,
+    Model,
+    Object,
+    Pool,
+    Route,
+    RouteTarget,
+    Single,
+    SmokeTest,
+    Template,
+    WarmupTensor,
+)
+from services.domain.templates import TEMPLATE_ANNOTATION
 from services.registry import attempt_log, layout
 from services.registry.attempt_log import APPROVED_S
 from tests.fakes.etcd import FakeEtcd
@@ -224,3 +236,65 @@ async def test_the_last_attempts_are_kept_and_the_leader_forgets_the_rest(
     yard.clock.advance(APPROVED_S)
     await yard.attempts.forget(place)
     assert not [key for key in yard.etcd.keys if key.startswith(layout.APPROVALS)]
+
+
+# --- templates ---------------------------------------------------------------------------------
+
+
+SERVED = Template(Metadata("served"), (), (b"\x52\x00",), owner="olga, otto", requires_approval=True)
+
+
+def made_by(item: Object, template: str) -> Any:
+    """An object that says that a template made it."""
+    origin = {TEMPLATE_ANNOTATION: f"{template}@0123456789ab"}
+    return replace(item, metadata=replace(item.metadata, annotations=origin))
+
+
+async def test_what_a_template_made_changes_as_its_owners_want_before_and_after(yard: Replica) -> None:
+    model = a_model("made")
+    await yard.apply([SERVED])
+    await yard.apply([model])
+
+    for wanted in ([made_by(model, "served")], [made_by(a_model("more"), "served")], [replace(SERVED, owner="eve")]):
+        with pytest.raises(GateFailed, match=r"an owner must approve: olga, otto.*once one of olga, otto"):
+            await yard.apply(wanted, author="eve")
+    applied = await yard.apply([made_by(model, "served")], author="olga")
+    assert [(finding.gate, finding.text) for finding in applied.findings] == [
+        ("template", "olga owns template 'served'")
+    ]
+    with pytest.raises(GateFailed, match="template 'served' made it, which requires approval"):
+        await yard.apply([model])
+    with pytest.raises(GateFailed):
+        await yard.apply([], ["Model/made"])
+    assert (await yard.apply([made_by(a_model("other"), "nobody")])).findings == ()
+    assert (await yard.apply([replace(SERVED, requires_approval=False)], author="otto")).revision
+    assert (await yard.apply([model])).findings == ()
+
+
+async def test_one_approval_must_do_for_routes_and_templates(yard: Replica) -> None:
+    await yard.apply([replace(SERVED, owner="otto, oskar")])
+    with pytest.raises(GateFailed) as refused:
+        await yard.apply([made_by(CHANGED, "served")])
+    (attempt,) = await attempts(yard)
+    assert [finding.gate for finding in attempt.findings if not finding.passed] == ["approval", "template"]
+    assert refused.value.metadata["approvers"] == "otto"
+
+    await approve(yard, attempt.id, "otto")
+    assert {finding.text for finding in (await yard.apply([made_by(CHANGED, "served")])).findings} == {
+        "otto has approved"
+    }
+
+
+async def test_no_approval_stands_for_a_smoke_test_that_a_template_asks_for(yard: Replica) -> None:
+    await yard.apply([replace(SERVED, requires_smoke=True)])
+    version = made_by(a_version("digits", "9.0.0"), "served")
+
+    with pytest.raises(GateFailed, match="has no smoke test, which template 'served' asks for") as refused:
+        await yard.apply([version])
+    assert "apply the same again" not in str(refused.value)
+    (attempt,) = await attempts(yard)
+    await approve(yard, attempt.id, "olga")
+    with pytest.raises(GateFailed, match="has no smoke test"):
+        await yard.apply([version])
+    with pytest.raises(GateFailed, match="has no smoke test"):
+        await yard.apply([version], author="otto")

@@ -49,6 +49,15 @@ def test_kind_and_labels_filter() -> None:
     assert names(STATE, labels={"team": "audio", "tier": "silver"}) == []
 
 
+def test_a_label_that_only_looks_alike_does_not_count() -> None:
+    annotated = replace(a_model("a"), metadata=Metadata("a", {"tier": "golden"}, {"tier": "gold"}))
+    state = state_of(annotated, replace(a_model("b"), metadata=Metadata("b", {"tier": "gold", "empty": ""})))
+
+    assert names(state, labels={"tier": "gold"}) == ["Model/b"]
+    assert names(state, labels={"tier": "gol"}) == []
+    assert names(state, labels={"empty": ""}) == ["Model/b"]
+
+
 def test_pages_leave_nothing_out_and_repeat_nothing() -> None:
     found: list[str] = []
     token = ""
@@ -99,3 +108,10 @@ def test_what_is_near_a_missing_object_is_named() -> None:
         lookup.get(STATE, ObjectKey("Model", "minilmm"))
     with pytest.raises(ObjectNotFound, match=r"'minilm' has 1\.10\.0, 1\.9\.0, 1\.9\.0-rc\.1"):
         lookup.get(STATE, ObjectKey("ModelVersion", "minilm", "2.0.0"))
+
+
+def test_among_very_many_those_around_a_missing_object_are_named() -> None:
+    state = state_of(*(a_model(f"m-{number:04}") for number in range(3 * lookup.LOOKED_AT)))
+
+    with pytest.raises(ObjectNotFound, match="near it: m-0700"):
+        lookup.get(state, ObjectKey("Model", "m-0700x"))

@@ -143,6 +143,18 @@ async def test_a_reader_resumes_where_it_stopped(kept: int) -> None:
     await yard.stop()
 
 
+async def test_deltas_are_kept_within_bounds_and_computed_beyond(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_hub, "RECENT_BYTES", 250)
+    for index in range(1, 8):
+        await yard.other.apply([a_model(f"m-{index}")])
+        await settle()
+
+    assert 0 < len(yard.hub._recent) < 5
+    watch = yard.hub.watch(1, include_hosts=False)
+    assert await hear(watch, 6) == [f"delta {index}: m-{index}" for index in range(2, 8)]
+    await watch.aclose()
+
+
 async def test_a_reader_at_the_head_hears_a_heartbeat_at_once(yard: Yard) -> None:
     await yard.other.apply([a_model("a")])
     await settle()

@@ -24,7 +24,7 @@ def test_objects_that_cannot_be_read_carry_their_faults_along() -> None:
     )
 
     command = wire.command_from(request)
-    faults = check({}, command.submitted, command.deletes)
+    faults = check({}, command.submitted, command.deletes, lambda _: ())
 
     assert [fault.path for fault in faults] == ["objects[0].spec", "objects[1].route.strategy"]
     assert command.submitted[1].key == ObjectKey("Route", "r")
@@ -39,7 +39,7 @@ def test_device_kinds_and_durations_of_no_meaning_are_faults() -> None:
 
     command = wire.command_from(registry_pb2.ApplyRequest(objects=[pool, version, model]))
 
-    assert [fault.path for fault in check({}, command.submitted, ())] == [
+    assert [fault.path for fault in check({}, command.submitted, (), lambda _: ())] == [
         "objects[0].pool.device_kind",
         "objects[1].model_version.resources.device_kind",
         "objects[1].model_version.service_time",
@@ -143,3 +143,21 @@ def test_a_plan_must_be_there_and_fit_into_the_store() -> None:
         wire.plan_from(registry_pb2.PublishPlanRequest())
     with pytest.raises(InvalidRequest, match="at most"):
         wire.plan_from(registry_pb2.PublishPlanRequest(plan=registry_pb2.Plan(leader_id="x" * (1 << 20))))
+
+
+def test_templates_are_looked_into_and_may_be_nested_as_deep_as_messages_can() -> None:
+    pool = object_to(a_pool("${nobody}"))
+    pool.pool.device_kind = 77  # type: ignore[assignment]
+    nested = objects_pb2.Object(template=objects_pb2.TemplateSpec(objects=[pool]))
+    nested.metadata.name = "t"
+    shallow = objects_pb2.Object.FromString(nested.SerializeToString())
+    for _ in range(40):
+        nested = objects_pb2.Object(metadata=nested.metadata, template=objects_pb2.TemplateSpec(objects=[nested]))
+
+    faults = wire.submitted(shallow).faults
+    assert [fault.path for fault in faults] == [
+        "template.objects[0].pool.device_kind",
+        "template.objects[0].metadata.name",
+    ]
+    deep = wire.submitted(objects_pb2.Object.FromString(nested.SerializeToString()))
+    assert "template.objects[0]: a Template makes no Templates" in map(str, deep.faults)

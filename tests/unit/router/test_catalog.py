@@ -253,7 +253,7 @@ def test_a_damaged_file_is_not_used(tmp_path: Path, damage: str) -> None:
         {
             "cut": content[:-1],
             "flip": content[:-1] + bytes([content[-1] ^ 1]),
-            "format": content.replace(b"snapshot 1 ", b"snapshot 2 ", 1),
+            "format": content.replace(b"snapshot 2\n", b"snapshot 3\n", 1),
             "empty": b"",
         }[damage]
     )

@@ -79,6 +79,38 @@ COMBINE_WEIGHTED: Combine.ValueType  # 3
 """The mean by weight; for outputs of floating point."""
 Global___Combine: _TypeAlias = Combine  # noqa: Y015
 
+class _TemplateParameterType:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TemplateParameterTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TemplateParameterType.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TEMPLATE_PARAMETER_TYPE_UNSPECIFIED: _TemplateParameterType.ValueType  # 0
+    """As TEXT."""
+    TEMPLATE_PARAMETER_TYPE_TEXT: _TemplateParameterType.ValueType  # 1
+    """Any text of at most 4096 characters."""
+    TEMPLATE_PARAMETER_TYPE_INTEGER: _TemplateParameterType.ValueType  # 2
+    """A whole number of at most 64 bits, such as `-3`."""
+    TEMPLATE_PARAMETER_TYPE_NUMBER: _TemplateParameterType.ValueType  # 3
+    """A finite number, such as `0.5` or `1e-3`."""
+    TEMPLATE_PARAMETER_TYPE_BOOLEAN: _TemplateParameterType.ValueType  # 4
+    """`true` or `false`."""
+
+class TemplateParameterType(_TemplateParameterType, metaclass=_TemplateParameterTypeEnumTypeWrapper):
+    """What the value of a parameter is. It is always given as text."""
+
+TEMPLATE_PARAMETER_TYPE_UNSPECIFIED: TemplateParameterType.ValueType  # 0
+"""As TEXT."""
+TEMPLATE_PARAMETER_TYPE_TEXT: TemplateParameterType.ValueType  # 1
+"""Any text of at most 4096 characters."""
+TEMPLATE_PARAMETER_TYPE_INTEGER: TemplateParameterType.ValueType  # 2
+"""A whole number of at most 64 bits, such as `-3`."""
+TEMPLATE_PARAMETER_TYPE_NUMBER: TemplateParameterType.ValueType  # 3
+"""A finite number, such as `0.5` or `1e-3`."""
+TEMPLATE_PARAMETER_TYPE_BOOLEAN: TemplateParameterType.ValueType  # 4
+"""`true` or `false`."""
+Global___TemplateParameterType: _TypeAlias = TemplateParameterType  # noqa: Y015
+
 @_typing.final
 class Object(_message.Message):
     """One thing the mesh should have. Identified by kind and name, and for a ModelVersion by
@@ -94,6 +126,7 @@ class Object(_message.Message):
     POOL_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
+    TEMPLATE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def metadata(self) -> Global___Metadata:
         """Who it is."""
@@ -122,6 +155,10 @@ class Object(_message.Message):
     def tenant(self) -> _tenancy_pb2.TenantSpec:
         """Kind Tenant."""
 
+    @_builtins.property
+    def template(self) -> Global___TemplateSpec:
+        """Kind Template."""
+
     def __init__(
         self,
         *,
@@ -132,12 +169,13 @@ class Object(_message.Message):
         pool: Global___PoolSpec | None = ...,
         policy: _tenancy_pb2.PolicySpec | None = ...,
         tenant: _tenancy_pb2.TenantSpec | None = ...,
+        template: Global___TemplateSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "model", b"model", "model_version", b"model_version", "policy", b"policy", "pool", b"pool", "route", b"route", "spec", b"spec", "tenant", b"tenant"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "model", b"model", "model_version", b"model_version", "policy", b"policy", "pool", b"pool", "route", b"route", "spec", b"spec", "template", b"template", "tenant", b"tenant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "model", b"model", "model_version", b"model_version", "policy", b"policy", "pool", b"pool", "route", b"route", "spec", b"spec", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "model", b"model", "model_version", b"model_version", "policy", b"policy", "pool", b"pool", "route", b"route", "spec", b"spec", "template", b"template", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["model", "model_version", "route", "pool", "policy", "tenant"]  # noqa: Y015
+    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["model", "model_version", "route", "pool", "policy", "tenant", "template"]  # noqa: Y015
     _WhichOneofArgType_spec: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_spec) -> _WhichOneofReturnType_spec | None: ...
 
@@ -237,7 +275,7 @@ class ObjectKey(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
-    """`Model`, `ModelVersion`, `Route`, `Pool`, `Policy` or `Tenant`."""
+    """`Model`, `ModelVersion`, `Route`, `Pool`, `Policy`, `Tenant` or `Template`."""
     name: _builtins.str
     """metadata.name."""
     version: _builtins.str
@@ -1591,3 +1629,133 @@ class PoolSpec(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PoolSpec: _TypeAlias = PoolSpec  # noqa: Y015
+
+@_typing.final
+class TemplateSpec(_message.Message):
+    """A reviewed set of objects with parameters; `Instantiate` makes the objects."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    BINDINGS_FIELD_NUMBER: _builtins.int
+    REQUIRES_APPROVAL_FIELD_NUMBER: _builtins.int
+    REQUIRES_SMOKE_FIELD_NUMBER: _builtins.int
+    description: _builtins.str
+    """One line for people."""
+    owner: _builtins.str
+    """Who answers for it: one, or several with commas between. Needed with `requires_approval`."""
+    requires_approval: _builtins.bool
+    """True asks an owner's approval for every change of what was made from it, and of the template itself."""
+    requires_smoke: _builtins.bool
+    """True refuses new ModelVersions made from it that have no smoke test."""
+    @_builtins.property
+    def parameters(self) -> _containers.RepeatedCompositeFieldContainer[Global___TemplateParameter]:
+        """What may differ from one use to the next. At most 64."""
+
+    @_builtins.property
+    def objects(self) -> _containers.RepeatedCompositeFieldContainer[Global___Object]:
+        """What it makes; at least one, at most 200, no Template. Any text in them, and any key or text of a map, may hold
+        `${parameter}`; `$${` stands for `${` itself. They are checked once they are made, as any object.
+        """
+
+    @_builtins.property
+    def bindings(self) -> _containers.RepeatedCompositeFieldContainer[Global___TemplateBinding]:
+        """Numbers, truth values, enums and durations that a parameter gives. At most 1024."""
+
+    def __init__(
+        self,
+        *,
+        description: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        parameters: _abc.Iterable[Global___TemplateParameter] | None = ...,
+        objects: _abc.Iterable[Global___Object] | None = ...,
+        bindings: _abc.Iterable[Global___TemplateBinding] | None = ...,
+        requires_approval: _builtins.bool = ...,
+        requires_smoke: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bindings", b"bindings", "description", b"description", "objects", b"objects", "owner", b"owner", "parameters", b"parameters", "requires_approval", b"requires_approval", "requires_smoke", b"requires_smoke"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TemplateSpec: _TypeAlias = TemplateSpec  # noqa: Y015
+
+@_typing.final
+class TemplateParameter(_message.Message):
+    """Something that differs from one use of a template to the next."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    DEFAULT_FIELD_NUMBER: _builtins.int
+    ALLOWED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Unique in the template: a lower-case letter, then lower-case letters, digits and `_`; at most 63."""
+    description: _builtins.str
+    """One line for people."""
+    type: Global___TemplateParameterType.ValueType
+    """What its value is. Unspecified: TEXT."""
+    default: _builtins.str
+    """Its value where none is given. Unset: one must be given."""
+    @_builtins.property
+    def allowed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """All the values it may have; empty: any of its type. At most 256."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        type: Global___TemplateParameterType.ValueType = ...,
+        default: _builtins.str | None = ...,
+        allowed: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_default", b"_default", "default", b"default"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_default", b"_default", "allowed", b"allowed", "default", b"default", "description", b"description", "name", b"name", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__default: _TypeAlias = _typing.Literal["default"]  # noqa: Y015
+    _WhichOneofArgType__default: _TypeAlias = _typing.Literal["_default", b"_default"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__default) -> _WhichOneofReturnType__default | None: ...
+
+Global___TemplateParameter: _TypeAlias = TemplateParameter  # noqa: Y015
+
+@_typing.final
+class TemplateBinding(_message.Message):
+    """Puts a parameter's value where no text can stand."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OBJECT_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    PARAMETER_FIELD_NUMBER: _builtins.int
+    object: _builtins.int
+    """Which of the template's objects; the first is 0."""
+    path: _builtins.str
+    """Where in it, such as `model_version.min_replicas`, `model_version.batching.max_wait`,
+    `route.split.targets[1].percent`. What is listed must be there; keys of maps are as the template writes them.
+    """
+    parameter: _builtins.str
+    """Whose value. A whole number takes an INTEGER; any other number, and a duration, which is in seconds, an INTEGER or a
+    NUMBER; a truth value a BOOLEAN; an enum a TEXT that is the short name of a value, such as `CPU`.
+    """
+    def __init__(
+        self,
+        *,
+        object: _builtins.int = ...,
+        path: _builtins.str = ...,
+        parameter: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["object", b"object", "parameter", b"parameter", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TemplateBinding: _TypeAlias = TemplateBinding  # noqa: Y015

@@ -189,6 +189,114 @@ class ApplyResponse(_message.Message):
 Global___ApplyResponse: _TypeAlias = ApplyResponse  # noqa: Y015
 
 @_typing.final
+class InstantiateRequest(_message.Message):
+    """Makes the objects of a template."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ParametersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TEMPLATE_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    template: _builtins.str
+    """Name of the Template."""
+    expected_revision: _builtins.int
+    """As in ApplyRequest."""
+    reason: _builtins.str
+    """As in ApplyRequest; empty: `template` and its name."""
+    author: _builtins.str
+    """As in ApplyRequest."""
+    request_id: _builtins.str
+    """As in ApplyRequest."""
+    dry_run: _builtins.bool
+    """As in ApplyRequest."""
+    @_builtins.property
+    def parameters(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Value of each parameter, as text; those left out have their default."""
+
+    def __init__(
+        self,
+        *,
+        template: _builtins.str = ...,
+        parameters: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        expected_revision: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        author: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "dry_run", b"dry_run", "expected_revision", b"expected_revision", "parameters", b"parameters", "reason", b"reason", "request_id", b"request_id", "template", b"template"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InstantiateRequest: _TypeAlias = InstantiateRequest  # noqa: Y015
+
+@_typing.final
+class InstantiateResponse(_message.Message):
+    """What was made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The new head; unchanged if nothing had to change or on a dry run."""
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Change]:
+        """Ordered changes."""
+
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Finding]:
+        """As in ApplyResponse."""
+
+    @_builtins.property
+    def objects(self) -> _containers.RepeatedCompositeFieldContainer[_objects_pb2.Object]:
+        """The objects, in the template's order."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        changes: _abc.Iterable[Global___Change] | None = ...,
+        findings: _abc.Iterable[Global___Finding] | None = ...,
+        objects: _abc.Iterable[_objects_pb2.Object] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "findings", b"findings", "objects", b"objects", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InstantiateResponse: _TypeAlias = InstantiateResponse  # noqa: Y015
+
+@_typing.final
 class Finding(_message.Message):
     """What a gate found about one object."""
 
@@ -199,7 +307,7 @@ class Finding(_message.Message):
     PASSED_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     gate: _builtins.str
-    """Which: `schema`, `limits`, `smoke` or `approval`."""
+    """Which: `schema`, `limits`, `template`, `smoke` or `approval`."""
     passed: _builtins.bool
     """False keeps the change out."""
     text: _builtins.str

@@ -40,6 +40,11 @@ class RegistryServiceStub:
                 request_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.ApplyRequest.SerializeToString,
                 response_deserializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.ApplyResponse.FromString,
                 _registered_method=True)
+        self.Instantiate = channel.unary_unary(
+                '/modelyard.registry.v1.RegistryService/Instantiate',
+                request_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.InstantiateRequest.SerializeToString,
+                response_deserializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.InstantiateResponse.FromString,
+                _registered_method=True)
         self.Get = channel.unary_unary(
                 '/modelyard.registry.v1.RegistryService/Get',
                 request_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.GetRequest.SerializeToString,
@@ -133,6 +138,17 @@ class RegistryServiceServicer:
         was carried out answers with its first result.
         Statuses: OK; INVALID_ARGUMENT (every fault, as BadRequest); ABORTED (head moved);
         FAILED_PRECONDITION (a gate did not pass: see ListAttempts); UNAVAILABLE (store out of reach); DEADLINE_EXCEEDED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Instantiate(self, request, context):
+        """Makes the objects of a Template, as it is at the head, with these parameters, and applies them as Apply does.
+
+        Each carries the annotation `modelyard/template`: the template's name, `@`, and the first 12 digits of its digest.
+        Faults of what is made are told by the object's key. What an earlier use made and this one does not, stays.
+        Retry: as Apply. Statuses: as Apply; NOT_FOUND (no such Template).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -308,6 +324,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.ApplyRequest.FromString,
                     response_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.ApplyResponse.SerializeToString,
             ),
+            'Instantiate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Instantiate,
+                    request_deserializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.InstantiateRequest.FromString,
+                    response_serializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.InstantiateResponse.SerializeToString,
+            ),
             'Get': grpc.unary_unary_rpc_method_handler(
                     servicer.Get,
                     request_deserializer=modelyard_dot_registry_dot_v1_dot_registry__pb2.GetRequest.FromString,
@@ -417,6 +438,33 @@ class RegistryService:
             '/modelyard.registry.v1.RegistryService/Apply',
             modelyard_dot_registry_dot_v1_dot_registry__pb2.ApplyRequest.SerializeToString,
             modelyard_dot_registry_dot_v1_dot_registry__pb2.ApplyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Instantiate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelyard.registry.v1.RegistryService/Instantiate',
+            modelyard_dot_registry_dot_v1_dot_registry__pb2.InstantiateRequest.SerializeToString,
+            modelyard_dot_registry_dot_v1_dot_registry__pb2.InstantiateResponse.FromString,
             options,
             channel_credentials,
             insecure,

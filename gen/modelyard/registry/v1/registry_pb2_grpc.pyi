@@ -41,6 +41,13 @@ class RegistryServiceStub:
     Statuses: OK; INVALID_ARGUMENT (every fault, as BadRequest); ABORTED (head moved);
     FAILED_PRECONDITION (a gate did not pass: see ListAttempts); UNAVAILABLE (store out of reach); DEADLINE_EXCEEDED.
     """
+    Instantiate: _grpc.UnaryUnaryMultiCallable[_registry_pb2.InstantiateRequest, _registry_pb2.InstantiateResponse]
+    """Makes the objects of a Template, as it is at the head, with these parameters, and applies them as Apply does.
+
+    Each carries the annotation `modelyard/template`: the template's name, `@`, and the first 12 digits of its digest.
+    Faults of what is made are told by the object's key. What an earlier use made and this one does not, stays.
+    Retry: as Apply. Statuses: as Apply; NOT_FOUND (no such Template).
+    """
     Get: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetRequest, _registry_pb2.GetResponse]
     """One object, at a revision or at the head.
 
@@ -152,6 +159,13 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     was carried out answers with its first result.
     Statuses: OK; INVALID_ARGUMENT (every fault, as BadRequest); ABORTED (head moved);
     FAILED_PRECONDITION (a gate did not pass: see ListAttempts); UNAVAILABLE (store out of reach); DEADLINE_EXCEEDED.
+    """
+    Instantiate: _aio.UnaryUnaryMultiCallable[_registry_pb2.InstantiateRequest, _registry_pb2.InstantiateResponse]  # type: ignore[assignment]
+    """Makes the objects of a Template, as it is at the head, with these parameters, and applies them as Apply does.
+
+    Each carries the annotation `modelyard/template`: the template's name, `@`, and the first 12 digits of its digest.
+    Faults of what is made are told by the object's key. What an earlier use made and this one does not, stays.
+    Retry: as Apply. Statuses: as Apply; NOT_FOUND (no such Template).
     """
     Get: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetRequest, _registry_pb2.GetResponse]  # type: ignore[assignment]
     """One object, at a revision or at the head.
@@ -267,6 +281,19 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         was carried out answers with its first result.
         Statuses: OK; INVALID_ARGUMENT (every fault, as BadRequest); ABORTED (head moved);
         FAILED_PRECONDITION (a gate did not pass: see ListAttempts); UNAVAILABLE (store out of reach); DEADLINE_EXCEEDED.
+        """
+
+    @_abc_1.abstractmethod
+    def Instantiate(
+        self,
+        request: _registry_pb2.InstantiateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.InstantiateResponse, _abc.Awaitable[_registry_pb2.InstantiateResponse]]:
+        """Makes the objects of a Template, as it is at the head, with these parameters, and applies them as Apply does.
+
+        Each carries the annotation `modelyard/template`: the template's name, `@`, and the first 12 digits of its digest.
+        Faults of what is made are told by the object's key. What an earlier use made and this one does not, stays.
+        Retry: as Apply. Statuses: as Apply; NOT_FOUND (no such Template).
         """
 
     @_abc_1.abstractmethod
