@@ -49,7 +49,7 @@ proto-check: ## Fail if generated code is stale or a contract is broken
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against protos/released.binpb
 
-.PHONY: test test-fast test-integration test-chaos test-e2e
+.PHONY: test test-fast test-integration test-chaos chaos-registry test-e2e
 test: setup lint types imports proto-check ## Set up, check, and run every test
 	$(PYTEST) $(PARALLEL) --durations=15
 	$(PYTEST) -m alone --durations=15
@@ -63,10 +63,13 @@ test-integration: ## One service at a time, on real etcd and gRPC
 test-chaos: ## Faults
 	$(PYTEST) tests/chaos
 
+chaos-registry: setup ## 300 rounds of faults on the registry and 1,000 paused leaders (10 min); one line of JSON
+	@$(BIN)/python -m tests.chaos.registry --rounds 300 --seed 1
+
 test-e2e: ## The whole mesh and third-party clients
 	$(PYTEST) tests/e2e
 
-.PHONY: bench bench-quick bench-guard soak
+.PHONY: bench bench-quick bench-guard bench-registry soak
 bench: setup ## Measure the mesh beside bare gRPC and Envoy; writes benchmarks/README.md, last.json, hot_path.svg
 	@tools/bench_tools.sh && $(BIN)/python -m benchmarks.hot_path
 
@@ -75,6 +78,9 @@ bench-quick: setup ## The figures by name in under a minute; writes into build/b
 
 bench-guard: setup ## Compare the ratios of a quick run with benchmarks/last.json; fails on a regression
 	@tools/bench_tools.sh && $(BIN)/python -m benchmarks.guard
+
+bench-registry: setup ## What a registry of up to 100,000 objects costs; writes its part of benchmarks/README.md
+	@$(BIN)/python -m benchmarks.registry
 
 soak: setup ## A million requests, a tenth cancelled: what memory and descriptors do
 	@tools/bench_tools.sh && $(BIN)/python -m benchmarks.soak

@@ -34,14 +34,25 @@ def etcd_descriptors() -> descriptor_pool.DescriptorPool:
 
 def etcd3_client(endpoint: str) -> Any:
     """An `etcd3.Etcd3Client` of `HOST:PORT`; close it."""
-    if "etcd3" not in sys.modules:
-        pool = etcd_descriptors()
-        for name in _FILES:
-            sys.modules[f"etcd3.etcdrpc.{name}_pb2"] = _module(f"{name}_pb2", pool.FindFileByName(f"{name}.proto"))
     host, _, port = endpoint.rpartition(":")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return importlib.import_module("etcd3").client(host=host, port=int(port), timeout=5)
+        return _package("etcd3").client(host=host, port=int(port), timeout=5)
+
+
+def etcd3_rpc() -> tuple[Any, Any]:
+    """`etcd3`'s modules of messages and stubs: `etcdrpc`, and its `kv_pb2` for keys and events."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _package("etcd3.etcdrpc"), _package("etcd3.etcdrpc.kv_pb2")
+
+
+def _package(name: str) -> Any:
+    if "etcd3" not in sys.modules:
+        pool = etcd_descriptors()
+        for file in _FILES:
+            sys.modules[f"etcd3.etcdrpc.{file}_pb2"] = _module(f"{file}_pb2", pool.FindFileByName(f"{file}.proto"))
+    return importlib.import_module(name)
 
 
 def _descriptor_in(source: str) -> descriptor_pb2.FileDescriptorProto:
