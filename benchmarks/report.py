@@ -1,6 +1,7 @@
 """What is written: the page for people, the record for programs."""
 
 import json
+import re
 from pathlib import Path
 from textwrap import wrap
 
@@ -32,7 +33,7 @@ def write(
     """Write page, plot and record into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PLOT).write_text(plot.svg(results))
-    (folder / PAGE).write_text(page(conditions, shapes, results, figures, missing))
+    (folder / PAGE).write_text(_with_parts_of(folder / PAGE, page(conditions, shapes, results, figures, missing)))
     record = {
         "conditions": conditions.as_dict(),
         "figures": {name: spread and _as_dict(spread) for name, spread in figures.items()},
@@ -49,6 +50,27 @@ def write(
         "missing": missing,
     }
     (folder / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def replaced_part(text: str, name: str, part: str) -> str:
+    """A page with the part called `name` replaced, or appended: another command writes it, between two marks."""
+    begin, end = _marks(name)
+    before, _, rest = text.partition(begin)
+    after = rest.partition(end)[2]
+    return f"{before.rstrip()}\n\n{begin}\n{part}\n{end}\n{after.lstrip()}".lstrip()
+
+
+def _with_parts_of(written: Path, text: str) -> str:
+    """A page with the parts that other commands have written into the one before it."""
+    old = written.read_text() if written.exists() else ""
+    for name in re.findall(r"<!-- begin: ([a-z-]+) -->", old):
+        begin, end = _marks(name)
+        text = replaced_part(text, name, old.partition(begin)[2].partition(end)[0].strip())
+    return text
+
+
+def _marks(name: str) -> tuple[str, str]:
+    return f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
 
 
 def _as_dict(spread: Spread) -> dict[str, float]:
@@ -95,7 +117,7 @@ def _introduction(conditions: Conditions) -> list[str]:
 def _figures_table(figures: Figures) -> list[str]:
     rows = ["| figure | median | min | max | what |", "|---|---:|---:|---:|---|"]
     for name, spread in figures.items():
-        cells = [_number(each) for each in (spread.median, spread.least, spread.most)] if spread else ["-"] * 3
+        cells = [number(each) for each in (spread.median, spread.least, spread.most)] if spread else ["-"] * 3
         rows.append(f"| `{name}` | {' | '.join(cells)} | {EXPLAINED[name]} |")
     return rows
 
@@ -133,7 +155,7 @@ def _spread(series: Series, name: str) -> str:
     spread = series.spread(name)
     if spread is None:
         return "-"
-    return f"{_number(spread.median)} ({_number(spread.least)} to {_number(spread.most)})"
+    return f"{number(spread.median)} ({number(spread.least)} to {number(spread.most)})"
 
 
 def _median(series: Series, name: str) -> str:
@@ -141,7 +163,7 @@ def _median(series: Series, name: str) -> str:
     return f"{spread.median:,.0f}" if spread else "-"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Three digits or so."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
 

@@ -2,10 +2,10 @@
 
 gRPC ends what it has received and no handler has taken up yet as CANCELLED when it is told to stop (grpc/grpc#41785,
 open as of 1.85.1), and it tells callers to go (GOAWAY) in the same breath: of 120 callers that asked on and on, 85
-lost a call that way. So calls that come are held first, until none comes any more: whoever waits for its answers
-then has no call under way that is not in a handler. Then the server is told to stop, and once callers know, what was
-held goes on like all that is in progress. Only callers that send without waiting for answers, and heed no health, can
-still lose one.
+lost a call that way. So calls that come are held first, and the ends of those in progress, until no call comes any
+more: whoever waits for its answers then has nothing under way that is not in a handler. Then the server is told to
+stop, and once callers know, what was held goes on. Only callers that send without waiting for answers, and heed no
+health, can still lose a call.
 """
 
 import asyncio
@@ -25,10 +25,10 @@ TICK_S = 0.01
 given the CPU does not take its own standstill for quiet."""
 
 QUIET_TICKS = 5
-"""As many without a call are quiet: several times what a caller takes from an answer to its next call."""
+"""As many without a call are quiet: many times what a caller takes from an answer to its next call."""
 
 MOST_TICKS = 25
-"""As many, and the server stops whatever comes: calls are not held longer."""
+"""As many, and the server stops whatever comes: nothing is held longer."""
 
 _KINDS = {
     "unary_unary": grpc.unary_unary_rpc_method_handler,
@@ -59,7 +59,7 @@ class Intake:
 
         Args:
             server: Takes no more calls.
-            grace_s: Seconds that calls in progress may take, with the time that others are held.
+            grace_s: Seconds that calls in progress may take, with the time that they are held.
         """
         if self._let_go is not None:
             await server.stop(grace_s)
@@ -90,8 +90,12 @@ class Intake:
 
         async def held(request: Any, context: Any) -> Any:
             if self._let_go is not None:
+                self._came += 1
                 await self._hold(context)
-            return await function(request, context)
+            answer = await function(request, context)
+            if self._let_go is not None:  # its caller would ask again
+                await self._hold(context)
+            return answer
 
         made: grpc.RpcMethodHandler[Any, Any] = _KINDS[kind](
             held, handler.request_deserializer, handler.response_serializer
@@ -101,6 +105,5 @@ class Intake:
     async def _hold(self, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
         """Wait for the stop to be told; a call in a hurry waits for half of its time."""
         assert self._let_go is not None
-        self._came += 1
         remaining_s = context.time_remaining()
         await asyncio.wait([self._let_go], timeout=None if remaining_s is None else remaining_s / 2)

@@ -72,11 +72,13 @@ class Index:
         """Go back to an index that knows them, or to the first one, and come here from there."""
         steps: list[tuple[Index, Index, list[ObjectKey]]] = []
         index = self
-        while index._users is None and index._origin is not None:
-            before, keys = index._origin
+        while True:
+            users, origin = index._users, index._origin  # in this order, as another thread may set both in it
+            if users is not None or origin is None:
+                break
+            before, keys = origin
             steps.append((index, before, keys))
             index = before
-        users = index._users
         if users is None:
             everyone = ((key, (), references(entry.item)) for key, entry in index._entries.items())
             users = index._users = _changed(Trie(), everyone)

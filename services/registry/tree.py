@@ -377,12 +377,16 @@ def _pairs(old: _Node[E] | None, new: _Node[E] | None) -> Iterator[tuple[Mapping
         return
     if isinstance(old, _Branch) and isinstance(new, _Branch):
         for number in sorted({*old.children, *new.children}):
-            yield from _pairs(old.children.get(number), new.children.get(number))
+            before, after = old.children.get(number), new.children.get(number)
+            if before is not after:
+                yield from _pairs(before, after)
         return
     yield _all(old), _all(new)
 
 
 def _all(node: _Node[E] | None) -> Mapping[ObjectKey, E]:
-    if node is None:
-        return {}
-    return {key: entry for shard in _shards(node) for key, entry in shard.entries.items()}
+    """Every entry below a node."""
+    if isinstance(node, _Shard):
+        return node.entries
+    shards = () if node is None else _shards(node)
+    return {key: entry for shard in shards for key, entry in shard.entries.items()}

@@ -103,13 +103,14 @@ def heartbeat(state: State, age_s: float) -> Message:
 def delta(before: State, after: State) -> Item:
     """What changed with one revision; the whole state where a message could not hold it."""
     upserts, deletes = changed_keys(before, after)
-    if sum(after.entries[key].size_bytes for key in upserts) > MAX_DELTA_BYTES:
+    entries = [after.entries[key] for key in upserts]
+    if sum(entry.size_bytes for entry in entries) > MAX_DELTA_BYTES:
         return after
     return Message(
         pb.WatchResponse(
             delta=pb.WatchDelta(
                 revision=after.revision,
-                upserts=[after.entries[key].message for key in upserts],
+                upserts=[entry.message for entry in entries],
                 deletes=[object_key_to(key) for key in deletes],
                 tree_digest=after.tree_digest,
             )

@@ -157,12 +157,15 @@ class SnapshotFile:
         return True
 
     def _replace(self, messages: Iterable[bytes]) -> None:
-        body, chain = _framed(messages, _chain_of(b"", FORMAT))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
+        chain, end = _chain_of(b"", FORMAT), len(FORMAT)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(FORMAT + body)
+                file.write(FORMAT)
+                for encoded in messages:
+                    frame, chain = _framed([encoded], chain)
+                    end += file.write(frame)
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).replace(self.path)
@@ -171,7 +174,7 @@ class SnapshotFile:
                 Path(name).unlink()
             raise
         self._chain = chain
-        self._end = self._base_bytes = len(FORMAT) + len(body)
+        self._end = self._base_bytes = end
 
 
 def write(path: Path, snapshot: Snapshot) -> None:

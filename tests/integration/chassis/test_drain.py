@@ -189,6 +189,7 @@ async def test_endless_stream_is_ended_as_draining_in_the_middle_of_its_first_me
             await stream.read()
         await draining
 
+    assert isinstance(first, Note)
     assert len(first.text) > 32 << 20
     assert type(from_rpc_error(caught.value)) is Draining
 

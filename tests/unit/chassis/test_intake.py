@@ -34,6 +34,7 @@ def behind(intake: Intake, events: list[str]) -> Callable[[str, Call], Awaitable
     async def answer(request: str, context: Call) -> str:
         del context
         events.append(request)
+        await asyncio.sleep(0)
         return request
 
     handlers = intake.over({"a.Service": {"One": grpc.unary_unary_rpc_method_handler(answer)}})
@@ -57,6 +58,19 @@ async def test_call_that_comes_during_the_stop_is_answered_after_it_was_told() -
 
     assert answer == "during"
     assert events == ["before", "stop", "during"]
+
+
+async def test_call_that_ends_during_the_stop_is_answered_after_it_was_told() -> None:
+    events: list[str] = []
+    intake = Intake()
+    ask = behind(intake, events)
+    asking = asyncio.ensure_future(ask("in progress", Call()))
+
+    stop = stopping(intake, Server(events), 10.0)
+    asking.add_done_callback(lambda _: events.append("answered"))
+    await asyncio.gather(asking, stop)
+
+    assert events == ["in progress", "stop", "answered"]
 
 
 async def test_server_stops_although_calls_go_on_coming() -> None:
