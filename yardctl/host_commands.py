@@ -1,13 +1,18 @@
-"""Commands about hosts: hosts, cordon, uncordon, drain."""
+"""Commands about hosts and what is on them: hosts, drift, cordon, uncordon, drain."""
 
 from typing import Annotated
 
 import typer
 
 from modelyard.registry.v1 import registry_pb2
+from services.chassis.codec import record_from
+from services.chassis.object_codec import object_from
 from yardctl import client, console, render
 from yardctl.applying import author
 from yardctl.console import DEFAULT_DIR, DirOption, Output, OutputOption, RegistryOption
+from yardctl.drift import Drift
+from yardctl.drift import drift as compare
+from yardctl.errors import FAILED
 
 HostArgument = Annotated[str, typer.Argument(metavar="HOST", help="Its id, as 'yardctl hosts' lists it.")]
 WhyOption = Annotated[str, typer.Option("--reason", help="Why; kept with the order.")]
@@ -15,7 +20,7 @@ WhyOption = Annotated[str, typer.Option("--reason", help="Why; kept with the ord
 
 def add_to(app: typer.Typer) -> None:
     """Give the app these commands."""
-    for command in (hosts, cordon, uncordon, drain):
+    for command in (hosts, drift, cordon, uncordon, drain):
         app.command()(command)
 
 
@@ -45,6 +50,30 @@ def hosts(
     out.print(render.hosts(found.hosts) if found.hosts else "no host is listed")
     for order in found.orders:
         out.print(_said(order), markup=False, soft_wrap=True)
+
+
+def drift(
+    *, directory: DirOption = DEFAULT_DIR, address: RegistryOption = "", output: OutputOption = Output.TABLE
+) -> None:
+    """Show where what is differs from what should be. Ends with code 1 if it does."""
+
+    async def main() -> tuple[list[Drift], int]:
+        async with client.registry(console.registry_of(directory, address)) as registry:
+            messages, revision = await registry.objects()
+            records = [record_from(record) for record in await registry.hosts()]
+            return compare([object_from(message) for message in messages], records), revision
+
+    found, revision = console.guarded(main())
+    if output is Output.JSON:
+        differences = [{**each._asdict(), "key": str(each.key)} for each in found]
+        console.print_json({"revision": revision, "drift": differences})
+    elif found:
+        rows = [(str(each.key), each.desired, each.live, each.why) for each in found]
+        console.out().print(render.table(("object", "should be", "is", "why"), rows))
+    else:
+        console.out().print(f"everything is as revision {revision} wants it")
+    if found:
+        raise typer.Exit(FAILED)
 
 
 def _said(order: registry_pb2.HostOrder) -> str:

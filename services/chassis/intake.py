@@ -24,10 +24,10 @@ TICK_S = 0.01
 """Between two looks at whether calls have come. Looks are counted and not seconds, so that a process that was not
 given the CPU does not take its own standstill for quiet."""
 
-QUIET_TICKS = 5
+QUIET_TICKS = 10
 """As many without a call are quiet: many times what a caller takes from an answer to its next call."""
 
-MOST_TICKS = 25
+MOST_TICKS = 50
 """As many, and the server stops whatever comes: nothing is held longer."""
 
 _KINDS = {

@@ -41,6 +41,7 @@ async def test_hosts_are_cordoned_drained_and_remembered_and_no_call_is_lost(tmp
     async with yard(tmp_path / "mesh", hosts=2) as running:
         first, second = sorted(record["host_id"] for record in await listed(running, "hosts"))
         pids = {record["host_id"]: record["pid"] for record in await listed(running, "hosts")}
+        assert "everything is as revision 2 wants it" in await yardctl(running, "drift")
         load = Load(running.mesh.addresses.router, callers=4)
         async with load.running():
             assert "cordoned" in await yardctl(running, "cordon", first, "--reason", "fan fails")

@@ -32,6 +32,9 @@ TERM_WITHIN_S = 15.0
 PORTS = 69
 """Host ports, from the first one; what follows belongs to etcd."""
 
+LET_GO_S = 1.0
+"""How long the port of a host that has ended may stay taken before the next one gets another."""
+
 METRICS_OFFSET = 1000
 """A host's metrics port, above its port."""
 
@@ -227,6 +230,7 @@ class LocalLauncher:
                 revision=self._revision,
                 fencing_token=authority.fencing_token,
             )
+            await self._let_go(name)
             try:
                 entry = await asyncio.to_thread(self._start, name, pool, authority.fencing_token)
             except OSError as error:
@@ -238,6 +242,13 @@ class LocalLauncher:
             else:
                 self._hosts[name] = _Host(entry, self._clock.now_s())
                 self._journal.close(decision_id, "OK")
+
+    async def _let_go(self, name: str) -> None:
+        """Wait a moment for the port that a host had: one that was killed holds it until its last thread has ended."""
+        port = self._ports.get(name, 0)
+        until_s = self._clock.now_s() + LET_GO_S
+        while port and not port_is_free(port) and self._clock.now_s() < until_s:
+            await self._clock.sleep(LET_GO_S / 50)
 
     def _start(self, name: str, pool: Pool, token: int) -> RunFile:
         """Start a host, unless it runs; in a thread, since it waits for the disk."""
