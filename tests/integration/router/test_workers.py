@@ -99,7 +99,8 @@ class Parent:
             found = await self.metrics()
         except OSError:
             return False
-        return found["modelyard_router_workers"] == 2 and found["modelyard_router_snapshot_revision"] > 0
+        # A worker that serves has not always told its metrics yet.
+        return found["modelyard_router_workers"] == 2 and found.get("modelyard_router_snapshot_revision", 0) > 0
 
     async def metrics(self) -> dict[str, float]:
         """Every value that the parent tells, by name and labels as they are written."""
