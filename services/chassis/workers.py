@@ -40,6 +40,10 @@ is lost. An answer takes a worker about a millisecond."""
 ANSWER_S = 0.5
 """How long a reader of metrics waits for the workers; of one that has not answered, the last word counts."""
 
+READ_S = 5.0
+"""How long a reader of metrics waits for the event loop, which may be late on a machine that is; readers of Prometheus
+wait for 10 s."""
+
 STOP_S = 15.0
 """How long workers may take to drain before they are killed."""
 
@@ -218,7 +222,7 @@ class Workers(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Everything as of now; from another thread than the event loop's."""
-        return asyncio.run_coroutine_threadsafe(self.metrics(), self._loop).result(2 * ANSWER_S)
+        return asyncio.run_coroutine_threadsafe(self.metrics(), self._loop).result(READ_S)
 
     async def metrics(self) -> list[Metric]:
         """Everything as of now."""
