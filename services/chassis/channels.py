@@ -31,10 +31,10 @@ LARGE_FRAMES = (
 """A photo travels in one HTTP/2 frame instead of dozens: a twelfth more of them a second over loopback."""
 
 RETRY_BUFFER_BYTES = 4 << 20
-"""What of a call gRPC keeps until it is answered or begins to be, to send it again if its connection was going
-(GOAWAY) and no servicer has seen it: a server renews each every ten minutes, and without this one in 24 renewals
-under load lost a call, one in 75 of photos. A larger call is not sent again, nor is a stream that has had a message:
-of that nothing is kept. It costs 5 to 10 µs a call, and nothing on a stream."""
+"""Most of a call that gRPC keeps until its answer begins, to send it again where its connection was going (GOAWAY) and
+no servicer has seen it. Servers renew each connection every ten minutes: under load one renewal in 24 lost a call
+without that, and one in 75 lost a photo with gRPC's own 256 KB. Of a stream that has had a message nothing is kept.
+It costs a unary call 5 to 10 µs."""
 
 MAX_METADATA_BYTES = 8192
 """Largest metadata of a call accepted, on both sides."""

@@ -24,11 +24,12 @@ TICK_S = 0.01
 """Between two looks at whether calls have come. Looks are counted and not seconds, so that a process that was not
 given the CPU does not take its own standstill for quiet."""
 
-QUIET_TICKS = 10
-"""As many without a call are quiet: many times what a caller takes from an answer to its next call."""
+QUIET_TICKS = 20
+"""As many without a call are quiet. From an answer to its next call a caller takes a fraction of one; up to 10 were seen
+where ten processes shared two CPUs, and such a call may be lost."""
 
 MOST_TICKS = 50
-"""As many, and the server stops whatever comes: nothing is held longer."""
+"""As many, half a second, and the server stops whatever comes: nothing is held longer."""
 
 _KINDS = {
     "unary_unary": grpc.unary_unary_rpc_method_handler,

@@ -24,7 +24,7 @@ from tests.integration.router.zoo import ECHO, VERSIONS, a_model, a_version, typ
 from tests.support.ports import free_ports
 from tests.support.services import ROOT, Bench, bench, eventually
 
-HOLD, HELD_MS = a_model("hold"), 1000.0
+HOLD, HELD_MS = a_model("hold"), 3000.0
 CHANNELS = 16
 """So many connections all go to one of two workers once in 32,768 times."""
 
