@@ -25,8 +25,8 @@ TICK_S = 0.01
 given the CPU does not take its own standstill for quiet."""
 
 QUIET_TICKS = 20
-"""As many without a call are quiet. From an answer to its next call a caller takes a fraction of one; up to 10 were seen
-where ten processes shared two CPUs, and such a call may be lost."""
+"""As many without a call are quiet. From an answer to its next call a caller takes a fraction of one; up to 10 were
+seen where ten processes shared two CPUs, and such a call may be lost."""
 
 MOST_TICKS = 50
 """As many, half a second, and the server stops whatever comes: nothing is held longer."""
