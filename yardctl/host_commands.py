@@ -1,10 +1,16 @@
-"""Commands about hosts and what is on them: hosts, drift, cordon, uncordon, drain."""
+"""Commands about hosts and what is on them: hosts, host, drift, cordon, uncordon, drain."""
 
+import asyncio
+import time
 from typing import Annotated
 
 import typer
+from rich.console import Group
+from rich.live import Live
 
+from modelyard.host.v1 import host_pb2, host_pb2_grpc
 from modelyard.registry.v1 import registry_pb2
+from services.chassis.channels import open_channel
 from services.chassis.codec import record_from
 from services.chassis.object_codec import object_from
 from yardctl import client, console, render
@@ -12,7 +18,8 @@ from yardctl.applying import author
 from yardctl.console import DEFAULT_DIR, DirOption, Output, OutputOption, RegistryOption
 from yardctl.drift import Drift
 from yardctl.drift import drift as compare
-from yardctl.errors import FAILED
+from yardctl.errors import FAILED, CommandError
+from yardctl.host_view import headline, host_table
 
 HostArgument = Annotated[str, typer.Argument(metavar="HOST", help="Its id, as 'yardctl hosts' lists it.")]
 WhyOption = Annotated[str, typer.Option("--reason", help="Why; kept with the order.")]
@@ -20,7 +27,7 @@ WhyOption = Annotated[str, typer.Option("--reason", help="Why; kept with the ord
 
 def add_to(app: typer.Typer) -> None:
     """Give the app these commands."""
-    for command in (hosts, drift, cordon, uncordon, drain):
+    for command in (hosts, host, drift, cordon, uncordon, drain):
         app.command()(command)
 
 
@@ -50,6 +57,54 @@ def hosts(
     out.print(render.hosts(found.hosts) if found.hosts else "no host is listed")
     for order in found.orders:
         out.print(_said(order), markup=False, soft_wrap=True)
+
+
+def host(
+    host: HostArgument,
+    *,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it live, with what came since the last look, until Ctrl-C.")
+    ] = False,
+    every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.2, max=60.0)] = 1.0,
+    directory: DirOption = DEFAULT_DIR,
+    address: RegistryOption = "",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show what one host does: each version and band, with queue, waits, batches, drops, waste and memory."""
+
+    async def main() -> None:
+        async with client.registry(console.registry_of(directory, address)) as registry:
+            records = await registry.hosts()
+        found = next((record for record in records if record.host_id == host), None)
+        if found is None:
+            listed = ", ".join(sorted(record.host_id for record in records)) or "none is"
+            raise CommandError(f"no host '{host}' is listed; listed: {listed}")
+        who = f"host {host} at {found.address}"
+        async with open_channel(found.address) as channel:
+            stub: host_pb2_grpc.ModelHostServiceAsyncStub = host_pb2_grpc.ModelHostServiceStub(channel)
+            status = await client.call(stub.GetStatus, host_pb2.GetStatusRequest(), who=who)
+            if output is Output.JSON:
+                console.print_json(render.to_dict(status))
+            elif watch:
+                await _watched(stub, status, who, every)
+            else:
+                console.out().print(headline(status), markup=False, soft_wrap=True)
+                console.out().print(host_table(status))
+
+    console.guarded(main())
+
+
+async def _watched(
+    stub: host_pb2_grpc.ModelHostServiceAsyncStub, first: host_pb2.GetStatusResponse, who: str, every_s: float
+) -> None:
+    before, before_s = first, time.monotonic()
+    with Live(Group(headline(first), host_table(first)), console=console.out(), auto_refresh=False) as live:
+        while True:
+            await asyncio.sleep(every_s)
+            status = await client.call(stub.GetStatus, host_pb2.GetStatusRequest(), who=who)
+            now_s = time.monotonic()
+            live.update(Group(headline(status), host_table(status, before, now_s - before_s)), refresh=True)
+            before, before_s = status, now_s
 
 
 def drift(

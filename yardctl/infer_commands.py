@@ -44,6 +44,8 @@ VersionOption = Annotated[str, typer.Option("--version", help="A version; empty 
 PreferOption = Annotated[Prefer, typer.Option("--prefer", help="What to value most.")]
 CostOption = Annotated[int | None, typer.Option("--max-cost-microusd", min=0, help="Highest price of the call.")]
 QualityOption = Annotated[float | None, typer.Option("--min-quality", min=0.0, max=1.0, help="Lowest quality.")]
+TenantOption = Annotated[str, typer.Option("--tenant", help="Whom the call is for.")]
+TierOption = Annotated[str, typer.Option("--tier", help="A tier of the tenant's policy, or of the policy 'default'.")]
 TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.001, help="Deadline in seconds.")]
 
 
@@ -61,6 +63,8 @@ def infer(
     prefer: PreferOption = Prefer.BALANCED,
     max_cost_microusd: CostOption = None,
     min_quality: QualityOption = None,
+    tenant: TenantOption = "",
+    tier: TierOption = "",
     show_candidates: Annotated[bool, typer.Option("--explain", help="Show the candidates too.")] = False,
     timeout_s: TimeoutOption = 30.0,
     directory: DirOption = DEFAULT_DIR,
@@ -68,7 +72,7 @@ def infer(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Run one inference, and say how the answer came about."""
-    options = _options(prefer, max_cost_microusd, min_quality, show_candidates)
+    options = _options(prefer, max_cost_microusd, min_quality, tenant, tier, with_candidates=show_candidates)
 
     async def main() -> inference_pb2.InferResponse:
         call = await _Call.open(directory, address)
@@ -104,12 +108,14 @@ def explain(
     prefer: PreferOption = Prefer.BALANCED,
     max_cost_microusd: CostOption = None,
     min_quality: QualityOption = None,
+    tenant: TenantOption = "",
+    tier: TierOption = "",
     directory: DirOption = DEFAULT_DIR,
     address: RouterOption = "",
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Say what a call would be sent to, and why; run nothing."""
-    options = _options(prefer, max_cost_microusd, min_quality, True)
+    options = _options(prefer, max_cost_microusd, min_quality, tenant, tier, with_candidates=True)
 
     async def main() -> inference_pb2.Decision:
         call = await _Call.open(directory, address)
@@ -154,13 +160,21 @@ def trace(
 
 
 def _options(
-    prefer: Prefer, max_cost_microusd: int | None, min_quality: float | None, with_candidates: bool
+    prefer: Prefer,
+    max_cost_microusd: int | None,
+    min_quality: float | None,
+    tenant: str,
+    tier: str,
+    *,
+    with_candidates: bool,
 ) -> inference_pb2.RouteOptions:
     return inference_pb2.RouteOptions(
         prefer=inference_pb2.Preference.Value(f"PREFERENCE_{prefer.name}"),
         max_cost_microusd=max_cost_microusd,
         min_quality=min_quality,
         explain=with_candidates,
+        tenant=tenant,
+        tier=tier,
     )
 
 

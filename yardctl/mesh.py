@@ -79,6 +79,8 @@ class MeshConfig:
     """What models may take on each host of the first pool; 0 is a share of the machine's."""
     router_flags: tuple[str, ...] = ()
     """Further settings of the router, as on its command line."""
+    share_cpus: bool = False
+    """Give each host its own part of the machine's processors."""
 
 
 class Mesh:
@@ -101,6 +103,7 @@ class Mesh:
             etcd=etcd.path,
             trace_ratio=config.trace_ratio,
             router_flags=config.router_flags,
+            share_cpus=config.share_cpus,
         )
         self._clock = clock
         self._handles: dict[str, subprocess.Popen[bytes]] = {}

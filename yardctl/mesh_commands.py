@@ -55,6 +55,9 @@ def up(
     memory: Annotated[
         str, typer.Option("--memory", help="What models may take on each host, such as 2GiB. Default: a share.")
     ] = "",
+    share_cpus: Annotated[
+        bool, typer.Option("--share-cpus", help="Give each host its own part of the processors.")
+    ] = False,
 ) -> None:
     """Start a mesh on this machine: etcd, all services, and hosts."""
     choices: dict[str, DeviceChoice] = {"auto": "auto", "cpu": "cpu", "cuda": "cuda"}
@@ -64,7 +67,7 @@ def up(
         memory_bytes = parse_size(memory) if memory else 0
     except ValueError as error:
         console.fail(f"--memory: {error}", USAGE)
-    config = MeshConfig(directory, base_port, hosts, trace_ratio, choices[device], memory_bytes)
+    config = MeshConfig(directory, base_port, hosts, trace_ratio, choices[device], memory_bytes, share_cpus=share_cpus)
     console.guarded(_up(config, detach))
 
 

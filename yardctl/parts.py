@@ -63,6 +63,7 @@ def parts_of(
     etcd: Path,
     trace_ratio: float,
     router_flags: Sequence[str] = (),
+    share_cpus: bool = False,
     python: str = sys.executable,
 ) -> dict[str, Part]:
     """Every part by name, in the order of their start.
@@ -73,6 +74,7 @@ def parts_of(
         etcd: Path of the etcd binary.
         trace_ratio: Share of calls without a trace of their own that begin one.
         router_flags: Further settings of the router.
+        share_cpus: Whether each host gets its own part of the processors.
         python: The interpreter that runs the services.
     """
 
@@ -117,6 +119,7 @@ def parts_of(
         "--launch",
         *("--dir", str(layout.directory)),
         *("--host-base-port", str(addresses.host_base_port)),
+        *(("--share-cpus",) if share_cpus else ()),
     )
     router = service(
         ROUTER,

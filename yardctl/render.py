@@ -225,6 +225,10 @@ def decision(found: inference_pb2.Decision) -> Table:
         rows.append(("time", f"{span_of_time(total_s)} = {parts}{batch}"))
     quality = f", quality {found.quality:.3f}" if found.HasField("quality") else ""
     rows.append(("cost", f"{found.cost_microusd} µ${quality}"))
+    if found.HasField("service_class"):
+        of = found.service_class
+        whom = " of ".join(part for part in (of.tenant, of.tier) if part)
+        rows.append(("for", f"{whom or 'nobody in particular'}, band {of.band}"))
     if len(found.attempts) > 1:
         tries = ", ".join(
             f"{each.host} {each.status} {span_of_time(seconds(each.duration))}" for each in found.attempts

@@ -225,6 +225,8 @@ class SupervisorConfig:
     """Device of the first pool's hosts."""
     memory_bytes: int = 0
     """What models may take on each host of the first pool; 0 is a share of the machine's."""
+    share_cpus: bool = False
+    """Give each host its own part of the machine's processors."""
     progress_fd: int = -1
     """Descriptor that progress is written to until the mesh is up; -1 for none."""
 
@@ -239,6 +241,7 @@ def argv_of(config: MeshConfig, progress_fd: int) -> tuple[str, ...]:
         *("--trace-ratio", str(config.trace_ratio)),
         *("--device", config.device),
         *("--memory-bytes", str(config.memory_bytes)),
+        *(("--share-cpus",) if config.share_cpus else ()),
         *("--progress-fd", str(progress_fd)),
     )
 
@@ -269,7 +272,13 @@ class _Progress:
 def _run(config: SupervisorConfig) -> int:
     device: DeviceChoice = config.device
     mesh_config = MeshConfig(
-        config.dir, config.base_port, config.hosts, config.trace_ratio, device, config.memory_bytes
+        config.dir,
+        config.base_port,
+        config.hosts,
+        config.trace_ratio,
+        device,
+        config.memory_bytes,
+        share_cpus=config.share_cpus,
     )
     progress = _Progress(os.fdopen(config.progress_fd, "w") if config.progress_fd >= 0 else None)
 

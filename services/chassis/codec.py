@@ -3,11 +3,14 @@
 Nothing is validated here; a value of a later contract becomes the safest one known.
 """
 
+import math
+
 from google.protobuf.duration_pb2 import Duration
 
-from modelyard.type.v1 import model_pb2, resources_pb2
+from modelyard.type.v1 import model_pb2, resources_pb2, service_class_pb2
 from services.domain import host
 from services.domain.model import ModelKey, ModelState, TensorSpec
+from services.domain.service_class import DEFAULT_BAND, LAST_BAND, OPEN, ServiceClass
 
 _STATES = {
     model_pb2.MODEL_STATE_LOADING: ModelState.LOADING,
@@ -175,12 +178,15 @@ def load_from(load: resources_pb2.HostLoad) -> host.HostLoad:
                 batch_cap=model.batch_cap,
                 base_s=model.base_s,
                 per_item_s=model.per_item_s,
+                queued_up_to=tuple(model.queued_up_to),
+                absent_s=model.absent_s,
             )
             for model in load.models
         ),
         used_bytes=load.used_bytes,
         utilization=load.utilization,
         draining=load.draining,
+        cutoff=load.cutoff or OPEN,
     )
 
 
@@ -197,10 +203,41 @@ def load_to(load: host.HostLoad) -> resources_pb2.HostLoad:
                 batch_cap=model.batch_cap,
                 base_s=model.base_s,
                 per_item_s=model.per_item_s,
+                queued_up_to=model.queued_up_to,
+                absent_s=model.absent_s,
             )
             for model in load.models
         ],
         used_bytes=load.used_bytes,
         utilization=load.utilization,
         draining=load.draining,
+        cutoff=load.cutoff,
+    )
+
+
+def service_class_from(message: service_class_pb2.ServiceClass) -> ServiceClass:
+    """A service class; what is out of range becomes what is nearest to it."""
+    weight = message.weight if message.HasField("weight") else 1.0
+    reserved = message.reserved_share
+    return ServiceClass(
+        tenant=message.tenant,
+        tier=message.tier,
+        band=min(message.band, LAST_BAND) if message.band > 0 else DEFAULT_BAND,
+        reserved_share=min(1.0, reserved) if reserved > 0.0 else 0.0,
+        weight=weight if 0.0 < weight < math.inf else 1.0,
+        sheddable=message.sheddable,
+        preempts=message.preempts,
+    )
+
+
+def service_class_to(service_class: ServiceClass) -> service_class_pb2.ServiceClass:
+    """A service class."""
+    return service_class_pb2.ServiceClass(
+        tenant=service_class.tenant,
+        tier=service_class.tier,
+        band=service_class.band,
+        reserved_share=service_class.reserved_share,
+        weight=service_class.weight,
+        sheddable=service_class.sheddable,
+        preempts=service_class.preempts,
     )

@@ -234,7 +234,7 @@ MANAGER_REGISTRY_TRUSTED = Gauge(
 # --- model host --------------------------------------------------------------------------------
 
 HOST_QUEUE_DEPTH = Gauge(
-    "modelyard_host_queue_depth", "Requests that wait for a batch.", ["model", "version"], registry=REGISTRY
+    "modelyard_host_queue_depth", "Requests that wait for a batch.", ["model", "version", "band"], registry=REGISTRY
 )
 HOST_BATCH_SIZE = HotHistogram(
     "modelyard_host_batch_size", "Requests in a batch.", ["model", "version"], buckets=BATCH_BUCKETS, registry=REGISTRY
@@ -249,13 +249,16 @@ HOST_COMPUTE_SECONDS = HotHistogram(
 HOST_QUEUE_SECONDS = HotHistogram(
     "modelyard_host_queue_seconds",
     "Time a request waited before its batch was computed.",
-    ["model", "version"],
+    ["model", "version", "band"],
     buckets=LATENCY_BUCKETS_S,
     registry=REGISTRY,
 )
 HOST_MODELS = Gauge("modelyard_host_models", "Versions on this host, by state.", ["state"], registry=REGISTRY)
 HOST_MEMORY_BYTES = Gauge(
-    "modelyard_host_memory_bytes", "Device memory, by what it is: total, models.", ["what"], registry=REGISTRY
+    "modelyard_host_memory_bytes",
+    "Device memory, by what it is: total, models, free, process.",
+    ["what"],
+    registry=REGISTRY,
 )
 HOST_LOAD_SECONDS = Histogram(
     "modelyard_host_model_load_seconds",
@@ -264,10 +267,52 @@ HOST_LOAD_SECONDS = Histogram(
     buckets=SLOW_BUCKETS_S,
     registry=REGISTRY,
 )
+HOST_DEVICE_UTILIZATION = Gauge(
+    "modelyard_host_device_utilization",
+    "Share of the last second in which the device computed; a card by its driver, for any process.",
+    registry=REGISTRY,
+)
+HOST_UNRETURNED_BYTES = Counter(
+    "modelyard_host_unreturned_bytes", "Memory that unloads left behind; the host restarts for it.", registry=REGISTRY
+)
 HOST_DROPPED = Counter(
     "modelyard_host_dropped_total",
-    "Requests dropped before compute, by cause: deadline, cancelled, full, draining.",
-    ["model", "cause"],
+    "Requests dropped before compute, by cause: cancelled, cutoff, deadline, full, preempted.",
+    ["model", "band", "cause"],
+    registry=REGISTRY,
+)
+HOST_WASTED_SECONDS = Counter(
+    "modelyard_host_wasted_device_seconds_total",
+    "Device time spent on answers that came too late or that nobody waited for.",
+    ["model"],
+    registry=REGISTRY,
+)
+HOST_CUTOFF = Gauge(
+    "modelyard_host_cutoff", "Level of calls from which on they are refused; 2048 refuses none.", registry=REGISTRY
+)
+
+HOST_FIRST_TOKEN_SECONDS = HotHistogram(
+    "modelyard_host_first_token_seconds",
+    "Time from a request to the first token of its answer.",
+    ["model", "version"],
+    buckets=LATENCY_BUCKETS_S,
+    registry=REGISTRY,
+)
+HOST_NEXT_TOKEN_SECONDS = HotHistogram(
+    "modelyard_host_next_token_seconds",
+    "Time from one token of an answer to the next one.",
+    ["model", "version"],
+    buckets=LATENCY_BUCKETS_S,
+    registry=REGISTRY,
+)
+HOST_TOKENS = HotCounter(
+    "modelyard_host_tokens_total", "Tokens of answers, also of those that were broken off.", ["model", "version"],
+    registry=REGISTRY,
+)  # fmt: skip
+HOST_SEQUENCES = Gauge(
+    "modelyard_host_sequences",
+    "Sequences of versions that generate: those with a slot (active), and those that wait for one (waiting).",
+    ["model", "version", "state"],
     registry=REGISTRY,
 )
 
@@ -298,7 +343,10 @@ GAUGE_MERGE: dict[str, GaugeMerge] = {
     "modelyard_manager_unplaced_replicas": GaugeMerge.MAX,
     "modelyard_manager_registry_trusted": GaugeMerge.MIN,
     "modelyard_host_queue_depth": GaugeMerge.SUM,
+    "modelyard_host_cutoff": GaugeMerge.MIN,
     "modelyard_host_models": GaugeMerge.SUM,
+    "modelyard_host_sequences": GaugeMerge.SUM,
     "modelyard_host_memory_bytes": GaugeMerge.SUM,
+    "modelyard_host_device_utilization": GaugeMerge.MAX,
 }
 """How every gauge is merged over workers of one service; counters and histograms add."""

@@ -162,6 +162,10 @@ def _version_from(metadata: objects.Metadata, spec: objects_pb2.ModelVersionSpec
         memory_bytes=spec.resources.memory_bytes,
         max_batch_size=spec.batching.max_batch_size,
         max_wait_s=seconds_from(spec.batching.max_wait),
+        padding=tuple(
+            objects.Padding(each.input, each.dimension, each.value, dict(each.outputs))
+            for each in spec.batching.padding
+        ),
         min_replicas=spec.min_replicas,
         pool=spec.pool,
         cost_microusd=spec.cost_microusd,
@@ -184,6 +188,8 @@ def _version_from(metadata: objects.Metadata, spec: objects_pb2.ModelVersionSpec
         failure_modes=tuple(spec.failure_modes),
         owner=spec.owner,
         smoke=_smoke_from(spec.smoke) if spec.HasField("smoke") else None,
+        generation=_generation_from(spec.generation) if spec.HasField("generation") else None,
+        on_demand=spec.on_demand,
     )
 
 
@@ -213,6 +219,25 @@ def _smoke_to(test: objects.SmokeTest) -> objects_pb2.SmokeTest:
     )
 
 
+def _generation_from(spec: objects_pb2.Generation) -> objects.Generation:
+    usual = objects.Generation()
+    return objects.Generation(
+        sequences=spec.sequences or usual.sequences,
+        max_tokens=spec.max_tokens or usual.max_tokens,
+        prefill_tokens=spec.prefill_tokens or usual.prefill_tokens,
+        max_waiting=spec.max_waiting or usual.max_waiting,
+    )
+
+
+def _generation_to(generation: objects.Generation) -> objects_pb2.Generation:
+    return objects_pb2.Generation(
+        sequences=generation.sequences,
+        max_tokens=generation.max_tokens,
+        prefill_tokens=generation.prefill_tokens,
+        max_waiting=generation.max_waiting,
+    )
+
+
 def _version_to(version: objects.ModelVersion) -> objects_pb2.ModelVersionSpec:
     return objects_pb2.ModelVersionSpec(
         version=version.version,
@@ -227,7 +252,14 @@ def _version_to(version: objects.ModelVersion) -> objects_pb2.ModelVersionSpec:
         resources=resources_pb2.ResourceNeed(
             device_kind=device_kind_to(version.device_kind), memory_bytes=version.memory_bytes
         ),
-        batching=objects_pb2.Batching(max_batch_size=version.max_batch_size, max_wait=duration_to(version.max_wait_s)),
+        batching=objects_pb2.Batching(
+            max_batch_size=version.max_batch_size,
+            max_wait=duration_to(version.max_wait_s),
+            padding=[
+                objects_pb2.Padding(input=each.input, dimension=each.dimension, value=each.value, outputs=each.outputs)
+                for each in version.padding
+            ],
+        ),
         min_replicas=version.min_replicas,
         pool=version.pool,
         cost_microusd=version.cost_microusd,
@@ -252,6 +284,8 @@ def _version_to(version: objects.ModelVersion) -> objects_pb2.ModelVersionSpec:
         failure_modes=version.failure_modes,
         owner=version.owner,
         smoke=None if version.smoke is None else _smoke_to(version.smoke),
+        generation=None if version.generation is None else _generation_to(version.generation),
+        on_demand=version.on_demand,
     )
 
 

@@ -29,6 +29,9 @@ C = TypeVar("C")
 FAILED = 1
 """Exit code of a process that could not start, crashed, or did not stop cleanly."""
 
+RECYCLE = 75
+"""Exit code of a process that ended in good order and asks to be started anew; EX_TEMPFAIL of sysexits.h."""
+
 _TASK_S = 10.0
 """How long a task of `spawn` may take to handle its cancellation."""
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from services.domain.model import ModelKey, ModelState
+from services.domain.service_class import OPEN
 
 
 class DeviceKind(enum.Enum):
@@ -68,6 +69,10 @@ class ModelLoad(NamedTuple):
     batch_cap: int
     base_s: float
     per_item_s: float
+    queued_up_to: tuple[int, ...] = ()
+    """Calls that compute, and those that wait up to each band; empty if all that wait are of the default one."""
+    absent_s: float = 0.0
+    """How long a call waits until the version is in memory; 0 if it is."""
 
 
 class HostLoad(NamedTuple):
@@ -79,3 +84,5 @@ class HostLoad(NamedTuple):
     used_bytes: int
     utilization: float
     draining: bool
+    cutoff: int = OPEN
+    """Calls of classes from this level on are refused; see `ServiceClass.level`."""

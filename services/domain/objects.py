@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from services.domain.host import DeviceKind
 from services.domain.model import ModelKey, TensorSpec
+from services.domain.padding import Padding
 from services.domain.strategies import Choose, Fallback, Pipeline, RouteName, RouteTarget, Single, Strategy, named
 from services.domain.templates import Binding, Parameter
 from services.domain.tenancy import Budget, HedgeRules, PriceRules, Quotas, RateLimit, RetryRules, Tier
@@ -23,12 +24,14 @@ __all__ = [
     "Artifact",
     "Backend",
     "Choose",
+    "Generation",
     "Lineage",
     "Metadata",
     "Model",
     "ModelVersion",
     "Object",
     "ObjectKey",
+    "Padding",
     "Policy",
     "Pool",
     "Route",
@@ -133,7 +136,7 @@ class WarmupTensor:
 
 @dataclass(frozen=True, slots=True)
 class SmokeTest:
-    """A sample that a version must answer on a staging host before it may land."""
+    """A sample that a version must answer on a staging host before it may land, and on each host that loads it."""
 
     inputs: Mapping[str, WarmupTensor]
     outputs: Mapping[str, WarmupTensor]
@@ -142,6 +145,20 @@ class SmokeTest:
     """Most that a number may be off."""
     max_latency_s: float | None = None
     """Most that the host may take, waiting and computing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """How a version that answers in pieces does so."""
+
+    sequences: int = 8
+    """Answered together at most."""
+    max_tokens: int = 1024
+    """Most tokens of a prompt and its answer."""
+    prefill_tokens: int = 32
+    """Most tokens of prompts that are computed between two tokens of the others."""
+    max_waiting: int = 64
+    """Most sequences that wait for others to end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +208,11 @@ class ModelVersion:
     failure_modes: tuple[str, ...] = ()
     owner: str = ""
     smoke: SmokeTest | None = None
+    generation: Generation | None = None
+    """Set if it answers in pieces."""
+    on_demand: bool = False
+    """It may leave memory when others need the room; calls bring it back."""
+    padding: tuple[Padding, ...] = ()
 
     @property
     def key(self) -> ObjectKey:

@@ -26,6 +26,11 @@ class RouteOptions:
     zone: str = ""
     idempotent: bool = True
     explain: bool = False
+    tenant: str = ""
+    """Whom it is for; as the caller claims."""
+    tier: str = ""
+    priority: int = 0
+    """1 is the most urgent; 0 says nothing."""
 
 
 class InferCall(NamedTuple):

@@ -9,10 +9,14 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from services.domain.artifact_uri import BadUri, parse_uri
 from services.domain.cross_references import reference_faults
 from services.domain.errors import Fault
+from services.domain.model import MAX_RANK
 from services.domain.objects import (
     Artifact,
+    Backend,
+    Generation,
     Lineage,
     Metadata,
     Model,
@@ -43,7 +47,7 @@ from services.domain.texts import (
     too_many,
 )
 
-BACKENDS = ("identity", "onnxruntime", "sklearn", "torch")
+BACKENDS = ("identity", "onnxruntime", "plugin", "remote", "sklearn", "torch")
 
 MAX_FILES = 64
 """Most further files of one version."""
@@ -56,6 +60,10 @@ MAX_DEPENDENCIES = 256
 MAX_SEGMENTS = 256
 MAX_FAILURE_MODES = 64
 MAX_FAILURE_LENGTH = 1024
+MAX_PADDINGS = 16
+MAX_SEQUENCES = 1024
+MAX_TOKENS = 1 << 24
+MAX_WAITING = 1 << 16
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -126,13 +134,12 @@ def _model_faults(model: Model) -> list[Fault]:
 
 
 def _artifact_faults(artifact: Artifact, path: str) -> list[Fault]:
-    faults = []
-    if not artifact.uri.startswith("file:/"):
-        faults.append(Fault(f"{path}.uri", f"{shown(artifact.uri)} must be 'file:' and an absolute path"))
-    elif ".." in artifact.uri.split("/"):
-        faults.append(Fault(f"{path}.uri", f"{shown(artifact.uri)} must not contain '..'"))
-    else:
-        faults += line_faults(artifact.uri, f"{path}.uri", most=MAX_URI_LENGTH)
+    faults = line_faults(artifact.uri, f"{path}.uri", most=MAX_URI_LENGTH)
+    if not faults:
+        try:
+            parse_uri(artifact.uri)
+        except BadUri as error:
+            faults.append(Fault(f"{path}.uri", str(error)))
     if not _SHA256.fullmatch(artifact.sha256):
         faults.append(Fault(f"{path}.sha256", "must be 64 lower-case hexadecimal digits"))
     return faults
@@ -149,6 +156,10 @@ def _version_faults(version: ModelVersion) -> list[Fault]:
         faults.append(Fault(f"{at}.backend.name", f"{shown(version.backend.name)} is none of {', '.join(BACKENDS)}"))
     if version.backend.name == "torch" and not version.backend.architecture:
         faults.append(Fault(f"{at}.backend.architecture", "torch needs the name of a registered architecture"))
+    if version.backend.name == "plugin":
+        faults += _plugin_faults(version.backend, at)
+    if version.backend.name == "remote" and not version.backend.options.get("address"):
+        faults.append(Fault(f"{at}.backend.options", "remote needs the option 'address': HOST:PORT of a V2 server"))
     if version.artifact is not None:
         faults += _artifact_faults(version.artifact, f"{at}.artifact")
     elif version.backend.name in ("onnxruntime", "sklearn", "torch"):
@@ -184,7 +195,22 @@ def _version_faults(version: ModelVersion) -> list[Fault]:
             faults += line_faults(text, f"{at}.failure_modes[{index}]", most=MAX_FAILURE_LENGTH, needed=True)
     if version.smoke is not None:
         faults += _smoke_faults(version.smoke)
+    faults += _padding_faults(version)
+    if version.generation is not None:
+        faults += _generation_faults(version, version.generation)
+        if version.on_demand:
+            text = "a version that generates stays in memory: its sequences are kept there"
+            faults.append(Fault("model_version.on_demand", text))
     return faults + _lineage_faults(version, version.lineage, f"{at}.lineage")
+
+
+def _plugin_faults(backend: Backend, at: str) -> list[Fault]:
+    faults = []
+    if not backend.architecture:
+        faults.append(Fault(f"{at}.backend.architecture", "plugin needs the name of an entry point"))
+    if not backend.executes_code:
+        faults.append(Fault(f"{at}.backend.executes_code", "a plugin is code: it must be true"))
+    return faults
 
 
 def _segment_faults(places: Sequence[SegmentQuality], path: str) -> list[Fault]:
@@ -239,6 +265,48 @@ def _pool_faults(pool: Pool) -> list[Fault]:
         faults.append(Fault("pool.max_version_bytes", f"{pool.max_version_bytes} must not be negative"))
     if pool.min_latency_slo_s < 0.0:
         faults.append(Fault("pool.min_latency_slo", f"{pool.min_latency_slo_s:g} s must not be negative"))
+    return faults
+
+
+def _padding_faults(version: ModelVersion) -> list[Fault]:
+    at = "model_version.batching.padding"
+    if len(version.padding) > MAX_PADDINGS:
+        return [too_many(len(version.padding), MAX_PADDINGS, at)]
+    faults = []
+    seen: set[tuple[str, int]] = set()
+    for index, padding in enumerate(version.padding):
+        path = f"{at}[{index}]"
+        if not padding.input:
+            faults.append(Fault(f"{path}.input", "must name an input"))
+        for where, dimension in (("dimension", padding.dimension), *padding.outputs.items()):
+            if not 1 <= dimension <= MAX_RANK:
+                text = f"{dimension} must be in 1 to {MAX_RANK}: dimension 0 is the batch's own"
+                faults.append(Fault(f"{path}.{where}", text))
+        if not math.isfinite(padding.value):
+            faults.append(Fault(f"{path}.value", f"{padding.value} must be finite"))
+        if (padding.input, padding.dimension) in seen:
+            text = f"dimension {padding.dimension} of {shown(padding.input)} stands twice"
+            faults.append(Fault(path, text))
+        seen.add((padding.input, padding.dimension))
+    if version.padding and version.max_batch_size < 2:
+        faults.append(Fault(at, "a version that does not batch needs none: set max_batch_size"))
+    return faults
+
+
+def _generation_faults(version: ModelVersion, generation: Generation) -> list[Fault]:
+    at = "model_version.generation"
+    faults = []
+    for field, value, most in (
+        ("sequences", generation.sequences, MAX_SEQUENCES),
+        ("max_tokens", generation.max_tokens, MAX_TOKENS),
+        ("prefill_tokens", generation.prefill_tokens, MAX_TOKENS),
+        ("max_waiting", generation.max_waiting, MAX_WAITING),
+    ):
+        if not 1 <= value <= most:
+            faults.append(Fault(f"{at}.{field}", f"{value} must be in 1 to {most}"))
+    if version.max_batch_size > 1:
+        text = f"{version.max_batch_size} must be 1: a version that generates puts sequences together, not batches"
+        faults.append(Fault("model_version.batching.max_batch_size", text))
     return faults
 
 

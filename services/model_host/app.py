@@ -2,32 +2,44 @@
 
 import asyncio
 import os
+from collections.abc import Mapping
 from typing import cast
 
 from google.protobuf.message import Message
 
 from modelyard.host.v1 import host_pb2, opaque_pb2
 from services.chassis.instruments import serve_metrics
-from services.chassis.process import FAILED, Process
+from services.chassis.process import FAILED, RECYCLE, Process
 from services.chassis.server import DeadlineRule, Server
-from services.chassis.telemetry import Telemetry
+from services.chassis.telemetry import Telemetry, logger
 from services.domain.clock import Clock, SystemClock
 from services.domain.host import Device, HostRecord
 from services.domain.model import ModelKey, ModelState
 from services.model_host.artifacts import ArtifactStore
+from services.model_host.backends.base import Backend
 from services.model_host.batch_queue import BatchQueue
+from services.model_host.calls import Step
 from services.model_host.config import Config
-from services.model_host.device import ComputeDevice, choose
+from services.model_host.device_watch import DeviceWatch
+from services.model_host.devices.affinity import pin, processors_of
+from services.model_host.devices.base import ComputeDevice
+from services.model_host.devices.choosing import choose
+from services.model_host.devices.self_test import self_test
 from services.model_host.dispatching import Dispatching
 from services.model_host.execution import Command
 from services.model_host.executor import Executor
-from services.model_host.lane import Step
+from services.model_host.fetching import sources_of
+from services.model_host.forwarding import Forwardings
+from services.model_host.generating import Engines
 from services.model_host.lifecycle import Lifecycle
 from services.model_host.load_reporter import LoadReporter
 from services.model_host.loading import Loading, backends
 from services.model_host.observing import Observing
+from services.model_host.recycling import Recycling
 from services.model_host.servicer import ModelHostServicer
 from services.model_host.standing import Standing
+from services.model_host.stepping import Stepping
+from services.model_host.token_observing import TokenObserving
 from services.model_host.worker import Worker
 
 SERVICE = host_pb2.DESCRIPTOR.services_by_name["ModelHostService"]
@@ -45,7 +57,9 @@ LAME_DUCK_S = 0.5
 class Host:
     """One model host: what its parts tell each other."""
 
-    def __init__(self, config: Config, process: Process, device: ComputeDevice, clock: Clock) -> None:
+    def __init__(
+        self, config: Config, process: Process, device: ComputeDevice, frameworks: Mapping[str, Backend], clock: Clock
+    ) -> None:
         """Make the parts; nothing runs yet."""
         self._process = process
         self.telemetry = Telemetry(
@@ -54,9 +68,12 @@ class Host:
             otlp_endpoint=config.otlp_endpoint,
             sample_ratio=config.trace_ratio,
         )
-        self.store = ArtifactStore(config.cache_dir, max_bytes=config.max_artifact_bytes)
+        self.store = ArtifactStore(
+            config.cache_dir, sources=sources_of(config, clock), max_bytes=config.max_artifact_bytes
+        )
         self.compute_worker = Worker("compute", clock)
         self.load_worker = Worker("load", clock)
+        self.watch_worker = Worker("device watch", clock)
         self.observing = Observing(telemetry=self.telemetry, clock=clock)
         self.executor = Executor(worker=self.compute_worker, device=device, clock=clock)
         self.queue = BatchQueue(
@@ -66,16 +83,41 @@ class Host:
             max_queued=config.max_queued,
             max_queued_bytes=config.max_queued_bytes,
         )
+        self.engines = Engines(
+            queue=self.queue,
+            steps=Stepping(worker=self.compute_worker, device=device, clock=clock),
+            observer=TokenObserving(
+                telemetry=self.telemetry, dropped=self.call_dropped, device_broken=self.device_broken, clock=clock
+            ),
+            clock=clock,
+        )
+        self.watch = DeviceWatch(
+            worker=self.watch_worker,
+            device=device,
+            computed=lambda: self.executor.utilization(clock.now_s()),
+            broken=self.device_broken,
+        )
+        self.recycling = Recycling(
+            held_bytes=lambda: self.load_worker.run(device.held_bytes),
+            release=lambda: self.load_worker.run(device.release),
+            budget_bytes=device.memory_bytes,
+            versions=lambda: len(self.lifecycle.hosted()),
+            recycle=self.recycle,
+            clock=clock,
+        )
         loading = Loading(
             worker=self.load_worker,
             store=self.store,
             device=device,
-            backends=backends(trusts_artifacts=config.trusts_artifacts, torch_threads=config.torch_threads),
+            backends=frameworks,
+            recycling=self.recycling,
+            device_broken=self.device_broken,
+            warm_bytes=config.warm_bytes,
             clock=clock,
         )
         self.lifecycle = Lifecycle(
             loader=loading,
-            serving=self.queue,
+            serving=Forwardings(self.engines, observer=self.observing, clock=clock),
             device_kind=device.kind,
             memory_bytes=device.memory_bytes,
             trusts_artifacts=config.trusts_artifacts,
@@ -102,6 +144,7 @@ class Host:
         self._known_models |= serving
         for model in self._known_models:
             self.server.set_serving(model, model in serving)
+        self.recycling.consider()
         if self.reporter is not None:
             self.reporter.changed()
 
@@ -109,9 +152,13 @@ class Host:
         """Calls were computed."""
         self.observing.step_done(key, step)
 
-    def call_dropped(self, key: ModelKey, cause: str) -> None:
+    def call_dropped(self, key: ModelKey, band: int, cause: str) -> None:
         """A call ended before it was computed."""
-        self.observing.call_dropped(key, cause)
+        self.observing.call_dropped(key, band, cause)
+
+    def device_wasted(self, key: ModelKey, device_s: float) -> None:
+        """The device computed for nothing."""
+        self.observing.device_wasted(key, device_s)
 
     def device_broken(self) -> None:
         """Nothing will compute here again: end, so that another process takes this one's place."""
@@ -120,9 +167,12 @@ class Host:
 
     def drain_ordered(self) -> None:
         """End the process once its calls are answered."""
-        if not self._draining:
-            self._draining = True
-            self._process.spawn("drain", self._drain())
+        self._begin_drain("drained", 0)
+
+    def recycle(self) -> None:
+        """End the process once its calls are answered, for whoever keeps it running to start it again."""
+        self.lifecycle.order_drain(0)
+        self._begin_drain("lost memory", RECYCLE)
 
     def progressing(self) -> bool:
         """Whether the compute thread works or could."""
@@ -133,13 +183,16 @@ class Host:
     async def refresh(self) -> None:
         """Set the gauges every second."""
         while True:
-            self.observing.refresh(self.lifecycle, self._device.memory_bytes)
+            await self.watch.look()
+            self.observing.refresh_device(self.watch.usage, self.watch.utilization)
+            self.observing.refresh(self.lifecycle, self._device.memory_bytes, self.queue.cutoff)
             await self._clock.sleep(REFRESH_EVERY_S)
 
     async def stop_workers(self) -> None:
         """Let the threads end. One that hangs does not keep the process."""
         self.compute_worker.stop()
         self.load_worker.stop()
+        self.watch_worker.stop()
 
     async def end(self) -> None:
         """Say that the host ends, go on for the lame-duck time, and finish what came."""
@@ -147,23 +200,46 @@ class Host:
         wind_down = None if self.dispatching is None else self.dispatching.wind_down
         await self.server.drain(lame_duck_s=LAME_DUCK_S, grace_s=GRACE_S, wind_down=wind_down)
 
-    async def _drain(self) -> None:
+    def _begin_drain(self, why: str, exit_code: int) -> None:
+        if not self._draining:
+            self._draining = True
+            self._process.spawn("drain", self._drain(why, exit_code))
+
+    async def _drain(self, why: str, exit_code: int) -> None:
         await self.lifecycle.finish()
-        self._process.request_stop("drained")
+        self._process.request_stop(why, exit_code=exit_code)
 
 
 async def start(config: Config, process: Process) -> None:
-    """Begin to serve and to report."""
-    clock = SystemClock()
+    """Begin to serve and to report, on the device that the configuration asks for."""
+    pin(processors_of(config.cpus))
     device = await asyncio.to_thread(choose, config.device, config.memory_bytes)
-    host = Host(config, process, device, clock)
+    frameworks = backends(
+        trusts_artifacts=config.trusts_artifacts,
+        torch_threads=config.torch_threads,
+        onnx_threads=config.onnx_threads,
+        remote_addresses=config.remote_addresses,
+        ca_file=config.ca_file,
+    )
+    await serve(config, process, device, frameworks)
+
+
+async def serve(config: Config, process: Process, device: ComputeDevice, frameworks: Mapping[str, Backend]) -> None:
+    """Begin to serve and to report on `device`, once it has shown that it computes right."""
+    clock = SystemClock()
+    began_s = clock.now_s()
+    await asyncio.to_thread(self_test, device)
+    logger().info("the device computes right", device=device.name, took_s=round(clock.now_s() - began_s, 3))
+    host = Host(config, process, device, frameworks, clock)
     process.on_stop("telemetry", host.telemetry.shutdown)
     stop_metrics = serve_metrics(config.metrics_port)
     process.on_stop("metrics", lambda: asyncio.to_thread(stop_metrics))
     host.store.prepare()
     host.compute_worker.start()
     host.load_worker.start()
+    host.watch_worker.start()
     process.on_stop("threads", host.stop_workers)
+    await asyncio.gather(host.compute_worker.run(device.adopt_thread), host.load_worker.run(device.adopt_thread))
     process.spawn("batch queue", host.queue.run())
     process.spawn("lifecycle", host.lifecycle.run())
     process.spawn("gauges", host.refresh())
@@ -177,7 +253,7 @@ async def start(config: Config, process: Process) -> None:
         pid=os.getpid(),
         trusts_artifacts=config.trusts_artifacts,
     )
-    standing = Standing(record=record, lifecycle=host.lifecycle, executor=host.executor, clock=clock)
+    standing = Standing(record=record, lifecycle=host.lifecycle, queue=host.queue, watch=host.watch)
     host.dispatching = Dispatching(
         lifecycle=host.lifecycle,
         queue=host.queue,
@@ -202,6 +278,7 @@ async def start(config: Config, process: Process) -> None:
         messages={
             "modelyard.host.v1.DispatchRequest": opaque_pb2.OpaqueDispatchRequest,
             "modelyard.host.v1.ExecuteRequest": cast("type[Message]", Command),
+            "modelyard.host.v1.ExecuteStreamRequest": cast("type[Message]", Command),
         },
     )
     standing.bound(await host.server.start())

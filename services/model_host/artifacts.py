@@ -2,7 +2,7 @@
 
 The cache is content-addressed: `<sha256>/<file name>`. A copy is written beside it, synced, checked
 and then renamed, so that a crash leaves no half of a file under a digest. What is cached is
-checked again each time it is used.
+checked again each time it is used. Where artifacts come from is `sources`.
 """
 
 import contextlib
@@ -11,18 +11,19 @@ import hashlib
 import os
 import re
 import shutil
-import stat
 from collections.abc import Collection
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import unquote, urlsplit
 
+from services.domain.artifact_uri import ArtifactUri
 from services.domain.errors import ArtifactRejected
 from services.domain.objects import Artifact
+from services.model_host.sources import Sources, Stream, open_plain
 
 CHUNK_BYTES = 1 << 20
 """Read and hashed at a time."""
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _INCOMING = "incoming-"
 
@@ -30,9 +31,10 @@ _INCOMING = "incoming-"
 class ArtifactStore:
     """The artifacts of one host. Its methods block; call them from a thread."""
 
-    def __init__(self, directory: Path, *, max_bytes: int) -> None:
-        """Keep copies under `directory`, refuse files larger than `max_bytes`."""
+    def __init__(self, directory: Path, *, sources: Sources, max_bytes: int) -> None:
+        """Keep copies of what `sources` has under `directory`, refuse files larger than `max_bytes`."""
         self._directory = directory
+        self._sources = sources
         self._max_bytes = max_bytes
         self._sequence = 0
 
@@ -55,31 +57,28 @@ class ArtifactStore:
             pinned: Digests of other artifacts that must stay, should room be needed.
 
         Raises:
-            ArtifactRejected: It is not there, not a plain file, too large, not what its digest says, or
-                there is no room for it.
+            ArtifactRejected: It is not to be fetched or not there, not a plain file, too large, not what its digest
+                says, or there is no room for it.
         """
-        source = source_path(artifact.uri)
-        if not re.fullmatch(r"[0-9a-f]{64}", artifact.sha256):
+        uri = self._sources.find(artifact.uri)
+        if not _SHA256.fullmatch(artifact.sha256):
             raise ArtifactRejected(f"'{artifact.sha256}' is no SHA-256: 64 lower-case hexadecimal digits are")
-        cached = self._directory / artifact.sha256 / _file_name(source)
+        cached = self._directory / artifact.sha256 / _file_name(uri)
         if self._is_intact(cached, artifact.sha256):
             return cached
-        shutil.rmtree(cached.parent, ignore_errors=True)
         try:
-            self._copy(source, cached, artifact.sha256)
+            self._copy(uri, cached, artifact.sha256)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise ArtifactRejected(f"cannot fetch {artifact.uri}: {error.strerror}") from error
+                raise ArtifactRejected(f"cannot fetch {uri}: {error.strerror}") from error
             self._make_room({*pinned, artifact.sha256})
             try:
-                self._copy(source, cached, artifact.sha256)
+                self._copy(uri, cached, artifact.sha256)
             except OSError as again:
-                raise ArtifactRejected(
-                    f"no room for {artifact.uri} in the cache {self._directory}: {again.strerror}"
-                ) from again
+                raise ArtifactRejected(f"no room for {uri} in the cache {self._directory}: {again.strerror}") from again
         return cached
 
-    def _copy(self, source: Path, target: Path, sha256: str) -> None:
+    def _copy(self, uri: ArtifactUri, target: Path, sha256: str) -> None:
         """Copy, check, and only then put in place.
 
         Raises:
@@ -90,41 +89,46 @@ class ArtifactStore:
         incoming = self._directory / f"{_INCOMING}{os.getpid()}-{self._sequence}"
         incoming.mkdir(mode=0o700)
         try:
-            # Neither a link nor a pipe is followed into: the path names the file itself.
-            fd = _open_plain(source)
-            with os.fdopen(fd, "rb") as reader:
-                size_bytes = os.fstat(fd).st_size
-                if size_bytes > self._max_bytes:
-                    raise ArtifactRejected(f"{source} has {size_bytes} bytes, and {self._max_bytes} are the most")
-                copy = incoming / target.name
+            copy = incoming / target.name
+            with self._sources.open(uri) as stream:
+                size_bytes = stream.size_bytes
+                if size_bytes is not None and size_bytes > self._max_bytes:
+                    raise ArtifactRejected(f"{uri} has {size_bytes} bytes, and {self._max_bytes} are the most")
                 with copy.open("xb") as writer:
-                    found = self._stream(reader, writer, source)
+                    found = self._stream(stream, writer, uri)
                     writer.flush()
                     os.fsync(writer.fileno())
             if found != sha256:
                 raise ArtifactRejected(
-                    f"{source} has sha256 {found}, and {sha256} is declared", metadata={"sha256": found}
+                    f"{uri} has sha256 {found}, and {sha256} is declared", metadata={"sha256": found}
                 )
             copy.chmod(0o400)
-            incoming.rename(target.parent)
+            # The same bytes may be here under another name, and in use.
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            copy.replace(target)
+            _sync_directory(target.parent)
             _sync_directory(self._directory)
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
 
-    def _stream(self, reader: BinaryIO, writer: BinaryIO, source: Path) -> str:
+    def _stream(self, stream: Stream, writer: BinaryIO, uri: ArtifactUri) -> str:
+        """Copy all of `stream`, and its digest."""
+        most = self._max_bytes if stream.size_bytes is None else stream.size_bytes
         digest = hashlib.sha256()
         copied = 0
-        while chunk := reader.read(CHUNK_BYTES):
+        while chunk := stream.read(CHUNK_BYTES):
             copied += len(chunk)
-            if copied > self._max_bytes:  # it grew while it was read
-                raise ArtifactRejected(f"{source} has more than {self._max_bytes} bytes")
+            if copied > most:  # it grew while it was read, or its server goes on and on
+                raise ArtifactRejected(f"{uri} gives more than {most} bytes")
             digest.update(chunk)
             writer.write(chunk)
+        if stream.size_bytes is not None and copied < stream.size_bytes:
+            raise ArtifactRejected(f"{uri} ended after {copied} of {stream.size_bytes} bytes")
         return digest.hexdigest()
 
     def _is_intact(self, cached: Path, sha256: str) -> bool:
         try:
-            fd = _open_plain(cached)
+            fd = open_plain(str(cached))
         except (OSError, ArtifactRejected):
             return False
         with os.fdopen(fd, "rb") as reader:
@@ -137,46 +141,10 @@ class ArtifactStore:
                 shutil.rmtree(entry, ignore_errors=True)
 
 
-def source_path(uri: str) -> Path:
-    """The path that a `file:` URI names.
-
-    Raises:
-        ArtifactRejected: It is another kind of URI, not absolute, or climbs with `..`.
-    """
-    parts = urlsplit(uri)
-    path = unquote(parts.path)
-    if parts.scheme != "file" or parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
-        raise ArtifactRejected(f"'{uri}' must be 'file:' and an absolute path")
-    if not path.startswith("/") or "\0" in path or path.endswith("/"):
-        raise ArtifactRejected(f"'{uri}' must be 'file:' and the absolute path of a file")
-    if ".." in path.split("/"):
-        raise ArtifactRejected(f"'{uri}' must not contain '..'")
-    return Path(path)
-
-
-def _file_name(source: Path) -> str:
+def _file_name(uri: ArtifactUri) -> str:
     """The name of the copy; the source's own where it is plain, since some formats go by it."""
-    return source.name if _NAME.fullmatch(source.name) else "artifact"
-
-
-def _open_plain(path: Path) -> int:
-    """Open a plain file for reading, never through a link at its end.
-
-    Raises:
-        ArtifactRejected: It is a link, a directory or a device.
-        OSError: It cannot be opened.
-    """
-    try:
-        # Without O_NONBLOCK the opening of a pipe would wait for a writer.
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise ArtifactRejected(f"{path} is a link; name the file itself") from error
-        raise
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise ArtifactRejected(f"{path} is not a plain file")
-    return fd
+    name = uri.segments[-1]
+    return name if _NAME.fullmatch(name) else "artifact"
 
 
 def _sync_directory(directory: Path) -> None:

@@ -1,57 +1,38 @@
 """The order in which calls reach the device, and which of them are refused or dropped.
 
-One queue per device, one lane per version. Calls wait in order of their deadlines; the lane whose
-first call is due first goes next. What to take and what to drop is `policy.batching`; computing is
-behind the port `Compute`. Everything here runs on the event loop.
+One queue per device, one lane per version. Whose call goes next is `policy.fairness`: bands, fair shares of the
+device between tenants; among the calls of one tenant, of whatever version, the earliest deadline goes first. What
+to take and what to drop is `policy.batching`, which calls may enter is `entrance`; computing is behind the
+port `Compute`. Everything here runs on the event loop.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Protocol, TypeAlias
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from services.domain import errors
 from services.domain.clock import Clock
 from services.domain.errors import Overloaded, YardError
 from services.domain.model import ModelKey
-from services.model_host.lane import CEILING_S, Answer, Call, Lane, LaneStatistics, Reply, Step
-from services.model_host.lateness import late_now, too_busy, too_late
+from services.domain.service_class import ORDINARY, ServiceClass
+from services.model_host.calls import Answer, Call, Reply, Step
+from services.model_host.computing import Compute, DeviceBroken, OutOfDeviceMemory
+from services.model_host.entrance import Entrance
+from services.model_host.lane import CEILING_S, Lane
+from services.model_host.lateness import late_now
 from services.model_host.outcomes import OutcomeObserver, Outcomes
+from services.model_host.statistics import LaneStatistics
 from services.policy.batch_times import ServiceTimes
-from services.policy.batching import predicted_wait_s
+from services.policy.batching import TightestBudget
+from services.policy.cutoff import Cutoff
+from services.policy.fairness import Shares, TenantShare
 
-PROBE_EVERY = 8
-"""An idle lane runs every so-many-th call that looks hopeless, so that one slow spell is unlearned."""
+SWEEP_EVERY_S = 0.1
+"""How often calls are looked for whose deadline passed while others went before them."""
 
-
-class OutOfDeviceMemory(Exception):
-    """The device had no memory for a batch; it can go on with smaller ones."""
-
-
-class DeviceBroken(Exception):
-    """The device will not compute again in this process."""
-
-
-Done: TypeAlias = Callable[[Sequence[Step] | None, BaseException | None], None]
-"""Takes the steps, or else what went wrong."""
-
-
-class Compute(Protocol):
-    """The device."""
-
-    def start(self, model: object, calls: Sequence[Call], *, together: bool, predicted_s: float, done: Done) -> None:
-        """Begin to compute calls of one version; another `start` comes only after `done`.
-
-        A callback, because a task for each batch costs more than a small model computes.
-
-        Args:
-            model: The version, as it was opened with.
-            calls: At least one.
-            together: As one batch, or one after another.
-            predicted_s: How long it should take.
-            done: Called on the event loop, later, with steps that cover every call once; or with
-                `OutOfDeviceMemory`, `DeviceBroken`, or an error that nobody foresaw.
-        """
-        ...
+BATCH_WEIGHT = 0.2
+"""Weight of the last batch in what a batch takes of late."""
 
 
 class Observer(OutcomeObserver, Protocol):
@@ -79,20 +60,45 @@ class BatchQueue:
         """
         self._compute = compute
         self._observer = observer
-        self._outcomes = Outcomes(observer)
         self._clock = clock
-        self._max_queued = max_queued
-        self._max_queued_bytes = max_queued_bytes
+        now_s = clock.now_s()
+        self._shares = Shares()
+        self._ordinary = self._shares.of(ORDINARY)
+        self._cutoff = Cutoff(now_s)
+        self._outcomes = Outcomes(observer, self._shares, self._cutoff)
+        self._entrance = Entrance(
+            shares=self._shares,
+            outcomes=self._outcomes,
+            cutoff=self._cutoff,
+            max_queued=max_queued,
+            max_queued_bytes=max_queued_bytes,
+        )
+        self._tightest = TightestBudget()
         self._busy: dict[Lane, None] = {}
         self._queued_bytes = 0
         self._running: list[Call] = []
         self._running_until_s = 0.0
+        self._batch_s = 0.0
+        self._swept_s = now_s
         self._scheduled = False
         self._pausing: asyncio.Task[None] | None = None
         self._stopped: YardError | None = None
         self._ended: asyncio.Future[None] | None = None
         self.statistics: dict[ModelKey, LaneStatistics] = {}
         """What each version has done, those that are gone included."""
+
+    @property
+    def cutoff(self) -> int:
+        """Classes from this level on are refused; see `policy.cutoff`."""
+        return self._cutoff.value
+
+    def share_of(self, service_class: ServiceClass) -> TenantShare:
+        """What calls of the class are entered with; hold it while such calls may come."""
+        return self._shares.of(service_class)
+
+    def charge(self, share: TenantShare, device_s: float) -> None:
+        """The device computed for `device_s` for calls of `share` that took a detour."""
+        self._shares.charge(share, device_s)
 
     def open(
         self,
@@ -118,14 +124,17 @@ class BatchQueue:
         """
         statistics = self.statistics.setdefault(key, LaneStatistics())
         until_s = self._clock.now_s() + CEILING_S
-        lane = Lane(key, model, max(1, max_batch_size), max_wait_s, slo_s, times, ceiling, until_s, statistics)
+        rows = max(1, max_batch_size)
+        lane = Lane(key, model, rows, max_wait_s, slo_s, times, self._tightest, ceiling, until_s, statistics)
         lane.recap()
         return lane
 
     async def close(self, lane: Lane) -> None:
         """Take no new calls, and return once those that wait are answered."""
         lane.closed = True
-        if not lane.idle:
+        if lane.detour is not None:
+            await lane.detour.close()
+        elif not lane.idle:
             if lane.empty is None:
                 lane.empty = asyncio.get_running_loop().create_future()
             await asyncio.shield(lane.empty)
@@ -140,28 +149,67 @@ class BatchQueue:
 
         Raises:
             BudgetExhausted: Its deadline does not cover its own compute time.
-            Overloaded: The queue is full, or what waits before it takes too long.
+            Overloaded: Its class is cut off, the queue is full, or what goes before it takes too long.
             ModelNotReady: The lane is closed.
             HostUnavailable: The device broke.
         """
         call.arrived_s = now_s = self._clock.now_s()
-        self._admit(lane, call, now_s)
+        share = call.share
+        if share is None:
+            share = call.share = self._ordinary
+        if self._stopped is not None:
+            raise type(self._stopped)(self._stopped.message)
+        if lane.detour is not None:
+            lane.detour.enter(call, reply)
+            return
+        if self._cutoff.due(now_s):
+            self._cutoff.move(now_s, batch_s=self._batch_s)
+        lane.uses += 1
+        if not lane.resident:
+            lane.statistics.cold += 1
+            if lane.wanted is not None:
+                lane.wanted()  # also for a call that will not wait for it: the next one need not either
+        behind = self._entrance.admit(
+            lane,
+            call,
+            now_s=now_s,
+            running_s=max(0.0, self._running_until_s - now_s),
+            busy=self._busy,
+            queued_bytes=self._queued_bytes,
+        )
+        if behind is not None:
+            self._push_out(lane, behind)
         call.reply = reply
+        call.cost_s = lane.row_s * call.rows
         lane.add(call)
+        self._shares.entered(share, call.cost_s)
         self._queued_bytes += call.payload_bytes
         self._busy[lane] = None
         self._schedule()
 
+    def arrived(self, lane: Lane, model: object) -> None:
+        """The lane's version is in memory, as `model`: its calls may be served."""
+        lane.model, lane.resident, lane.absent_s = model, True, 0.0
+        self._schedule()
+
+    def refuse_all(self, lane: Lane, error: YardError) -> None:
+        """The lane's version cannot be brought into memory: its calls fail with `error`."""
+        for call in lane.take_all():
+            self._left(call)
+            self._outcomes.fail(lane, call, error, failed=True)
+        self._unbusy(lane)
+
     def abandon(self, lane: Lane, call: Call) -> None:
         """Nobody waits for `call` any more: out of the queue, unless it computes already, which is not stopped."""
         call.abandoned = True
+        if lane.detour is not None:
+            lane.detour.abandon(call)
+            return
         if not lane.discard(call):
             return
-        self._queued_bytes -= call.payload_bytes
-        self._outcomes.cancelled(lane)
-        if not lane.waiting:
-            del self._busy[lane]
-            self._settle(lane)
+        self._left(call)
+        self._outcomes.cancelled(lane, call)
+        self._unbusy(lane)
 
     async def submit(self, lane: Lane, call: Call) -> Answer:
         """Wait for the call's turn and its answer. Cancelling abandons it.
@@ -191,52 +239,6 @@ class BatchQueue:
         finally:
             self._stop(errors.Draining("this host is stopping; ask another"))
 
-    # --- admission ------------------------------------------------------------------------------
-
-    def _admit(self, lane: Lane, call: Call, now_s: float) -> None:
-        """Refuse `call` if it cannot be answered in time.
-
-        Raises:
-            YardError: It is not taken.
-        """
-        if lane.closed:
-            raise errors.ModelNotReady(f"{lane.key} is being unloaded here")
-        if self._stopped is not None:
-            raise type(self._stopped)(self._stopped.message)
-        left_s = call.deadline_at_s - now_s
-        own_s = lane.seconds_of(call)
-        if own_s > left_s:
-            if not self._probes(lane, call, left_s, own_s):
-                raise self._outcomes.dropped(lane, "deadline", too_late(lane.key, own_s, left_s))
-            return
-        running_s = max(0.0, self._running_until_s - now_s)
-        rows_ahead = 0
-        if self._busy:
-            rows_ahead = lane.rows_before(call.deadline_at_s)
-            running_s += sum(other.seconds_before(call.deadline_at_s) for other in self._busy if other is not lane)
-        wait_s = predicted_wait_s(
-            running_s=running_s, rows_ahead=rows_ahead, cap=lane.cap, times=lane.times.of_size(call.elements)
-        )
-        if len(lane.waiting) >= self._max_queued:
-            text = f"{len(lane.waiting)} calls wait for {lane.key} here, and no more are taken"
-            raise self._outcomes.dropped(lane, "full", Overloaded(text, retry_after_s=wait_s))
-        if self._queued_bytes + call.payload_bytes > self._max_queued_bytes:
-            text = f"{self._queued_bytes} bytes of calls wait here, and {self._max_queued_bytes} are the most"
-            raise self._outcomes.dropped(lane, "full", Overloaded(text, retry_after_s=wait_s))
-        if wait_s + own_s > left_s:
-            raise self._outcomes.dropped(lane, "deadline", too_busy(lane.key, wait_s, own_s, left_s))
-        lane.note_budget(left_s)
-
-    def _probes(self, lane: Lane, call: Call, left_s: float, own_s: float) -> bool:
-        """Whether a call that looks hopeless runs nevertheless, to see whether the prediction still holds."""
-        if left_s <= 0.0 or not lane.idle:
-            return False
-        lane.hopeless += 1
-        if lane.hopeless % PROBE_EVERY:
-            return False
-        call.deadline_at_s += 4.0 * own_s  # its caller's real deadline still cancels it
-        return True
-
     # --- turns ----------------------------------------------------------------------------------
 
     def _schedule(self) -> None:
@@ -258,6 +260,9 @@ class BatchQueue:
     def _advance(self) -> None:
         """Start the next batch, unless one runs or all that waits may wait for company."""
         self._scheduled = False
+        now_s = self._clock.now_s()
+        if now_s - self._swept_s >= SWEEP_EVERY_S:
+            self._sweep(now_s)
         while not self._running and self._stopped is None:
             lane, pause_s = self._next(self._clock.now_s())
             if lane is None:
@@ -268,17 +273,28 @@ class BatchQueue:
 
     def _next(self, now_s: float) -> tuple[Lane | None, float | None]:
         """The lane to serve; else how long to pause, None until a call comes."""
-        chosen: Lane | None = None
-        pause_s: float | None = None
-        for lane in self._busy:
-            if chosen is not None and lane.waiting[0].deadline_at_s >= chosen.waiting[0].deadline_at_s:
-                continue
+        if not self._busy:
+            return None, None
+        if len(self._busy) == 1:
+            lane = next(iter(self._busy))
             wait_s = lane.company_s(now_s)
-            if wait_s <= 0.0:
-                chosen = lane
-            else:
-                pause_s = wait_s if pause_s is None else min(pause_s, wait_s)
-        return chosen, pause_s
+            return (lane, None) if wait_s <= 0.0 else (None, min(SWEEP_EVERY_S, wait_s))
+        waits_s = {lane: lane.company_s(now_s) for lane in self._busy}
+        chosen = self._first_of(self._shares.next(), waits_s)
+        if chosen is None:  # all that goes first waits for company: others need not
+            in_turn = (self._first_of(share, waits_s) for share in self._shares.in_turn())
+            chosen = next((each for each in in_turn if each is not None), None)
+        return chosen, None if chosen is not None else min(SWEEP_EVERY_S, *waits_s.values())
+
+    def _first_of(self, share: TenantShare, waits_s: Mapping[Lane, float]) -> Lane | None:
+        """Of the lanes that need not wait, the one where the tenant's earliest deadline is."""
+        chosen: Lane | None = None
+        due_s = math.inf
+        for lane, wait_s in waits_s.items():
+            flow = lane.flows.get(share)
+            if flow is not None and wait_s <= 0.0 and flow.waiting[0].deadline_at_s < due_s:
+                chosen, due_s = lane, flow.waiting[0].deadline_at_s
+        return chosen
 
     async def _pause(self, pause_s: float) -> None:
         try:
@@ -292,16 +308,14 @@ class BatchQueue:
         now_s = self._clock.now_s()
         calls, late, predicted_s, together = lane.take(now_s)
         for call in late:
-            self._queued_bytes -= call.payload_bytes
+            self._left(call)
             self._outcomes.fail(lane, call, late_now(lane, call, now_s))
         for call in calls:
-            self._queued_bytes -= call.payload_bytes
-        if not lane.waiting:
-            del self._busy[lane]
+            self._left(call)
+        lane.running = len(calls)  # before the lane could look idle
+        self._unbusy(lane)
         if not calls:
-            self._settle(lane)
             return
-        lane.running = len(calls)
         self._running = calls
         self._running_until_s = now_s + predicted_s
 
@@ -324,6 +338,7 @@ class BatchQueue:
         if steps is not None:
             self._schedule()
             for step in steps:
+                self._batch_s += BATCH_WEIGHT * (step.compute_s - self._batch_s)
                 self._outcomes.answer(lane, step)
         elif isinstance(error, OutOfDeviceMemory):
             lane.shrink(sum(call.rows for call in calls) if together else 1, self._clock.now_s())
@@ -345,16 +360,43 @@ class BatchQueue:
         """Fail all that runs or waits, and all that comes."""
         self._stopped = self._stopped or error
         lanes = list(self._busy)
-        for call in (*self._running, *(call for lane in lanes for call in lane.waiting)):
+        waiting = [call for lane in lanes for call in lane.take_all()]
+        for call in waiting:
+            self._left(call)
+        for call in (*self._running, *waiting):
             if call.reply is not None and not call.reply.done():
                 call.reply.set_exception(error)
         if self._pausing is not None:
             self._pausing.cancel()
-        self._busy.clear()
-        self._queued_bytes = 0
         for lane in lanes:
-            lane.waiting.clear()
-            lane.waiting_rows = 0
+            self._unbusy(lane)
+
+    def _sweep(self, now_s: float) -> None:
+        """Drop what is too late already, wherever it waits."""
+        self._swept_s = now_s
+        for lane in list(self._busy):
+            for call in lane.take_expired(now_s):
+                self._left(call)
+                self._outcomes.fail(lane, call, late_now(lane, call, now_s))
+            self._unbusy(lane)
+
+    def _push_out(self, lane: Lane, call: Call) -> None:
+        """`call` has to make room."""
+        lane.discard(call)
+        self._left(call)
+        text = f"the queue of {lane.key} is full, and a call of an earlier band took the place of this one"
+        self._outcomes.pushed_out(lane, call, Overloaded(text, retry_after_s=lane.row_s * lane.queued_rows))
+
+    def _left(self, call: Call) -> None:
+        """`call` does not wait any more."""
+        assert call.share is not None
+        self._shares.left(call.share, call.cost_s)
+        self._queued_bytes -= call.payload_bytes
+
+    def _unbusy(self, lane: Lane) -> None:
+        """Calls left the lane: perhaps all."""
+        if not lane.queued:
+            self._busy.pop(lane, None)
             self._settle(lane)
 
     def _settle(self, lane: Lane) -> None:

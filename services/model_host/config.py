@@ -4,6 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from services.domain.artifact_uri import BadUri, parse_place
+from services.model_host.addresses import is_address
+from services.model_host.devices.affinity import processors_of
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -24,9 +28,23 @@ class Config:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """What computes: CUDA if a device is there, else the CPU."""
     memory_bytes: int = 0
-    """Memory that models may take in all. 0: half of the machine's, or 0.9 of the CUDA device's."""
+    """Memory that models may take in all. 0: half of the machine's, or 0.9 of what is free on the CUDA
+    device. On CUDA torch refuses what goes beyond it."""
+    warm_bytes: int = 0
+    """Memory of the host, beside the device's, where versions that leave the device are kept so that they come back
+    without being read. For a CUDA device; on a CPU it is memory of the same kind."""
     trusts_artifacts: bool = False
     """Load artifacts that can run code of their own."""
+    artifact_sources: tuple[str, ...] = ("file:",)
+    """Where artifacts may be fetched from: file: (any), file:/FOLDER, https://HOST[:PORT][/PATH], s3://BUCKET[/PATH],
+    mlflow://HOST[:PORT][/PATH]. Nothing else: whoever may write objects must not choose whom a host asks."""
+    ca_file: Path | None = None
+    """PEM certificates to believe: of web servers beside those that the system believes, of remote models instead of
+    those that gRPC does."""
+    netrc_file: Path | None = None
+    """Names and passwords for web servers, in the format of netrc; of the login 'bearer' the password is a token."""
+    remote_addresses: tuple[str, ...] = ()
+    """HOST:PORT of servers that versions with the backend remote may be forwarded to."""
     max_artifact_bytes: int = 64 << 30
     """Largest artifact that is fetched."""
     max_queued: int = 1024
@@ -39,6 +57,11 @@ class Config:
     torch_threads: int = 1
     """Threads of one torch computation. One per host process: hosts share a machine's cores by running
     several processes, and threads within one only wait for each other."""
+    onnx_threads: int = 1
+    """Threads of one onnxruntime computation. As for torch."""
+    cpus: str = ""
+    """Processors that the host's threads keep to, such as 0-3,8. Empty: all. Where several hosts share a machine and
+    each computes with more than one thread, parts that do not overlap keep them from waiting for each other."""
     metrics_port: int = 8610
     """Port that metrics are read from over HTTP; 0 serves none."""
     otlp_endpoint: str | None = None
@@ -62,13 +85,20 @@ class Config:
         found = [f"{name}: must not be empty" for name in ("host_id", "pool") if not getattr(self, name)]
         for name, least in (
             ("memory_bytes", 0),
+            ("warm_bytes", 0),
             ("max_artifact_bytes", 1),
             ("max_queued", 1),
             ("max_queued_bytes", 1),
             ("torch_threads", 1),
+            ("onnx_threads", 1),
         ):
             if getattr(self, name) < least:
                 found.append(f"{name}: {getattr(self, name)} must be at least {least}")
+        found += _address_faults(self)
+        try:
+            processors_of(self.cpus)
+        except ValueError as error:
+            found.append(f"cpus: {error}")
         if not 0.0 <= self.reserve_s < 10.0:
             found.append(f"reserve_s: {self.reserve_s} must be in [0, 10)")
         if not 0.0 <= self.trace_ratio <= 1.0:
@@ -76,3 +106,20 @@ class Config:
         if not 0 <= self.metrics_port <= 65535:
             found.append(f"metrics_port: {self.metrics_port} must be in 0 to 65535")
         return found
+
+
+def _address_faults(config: Config) -> list[str]:
+    """What is wrong with where the host may fetch from and forward to."""
+    found = []
+    for text in config.artifact_sources:
+        try:
+            parse_place(text)
+        except BadUri as error:
+            found.append(f"artifact_sources: {error}")
+    found += [
+        f"remote_addresses: '{text}' must be HOST:PORT" for text in config.remote_addresses if not is_address(text)
+    ]
+    for name, path in (("ca_file", config.ca_file), ("netrc_file", config.netrc_file)):
+        if path is not None and not path.is_file():
+            found.append(f"{name}: {path} is no file")
+    return found

@@ -5,13 +5,15 @@ so that neither side's memory grows; a stream that ends takes its calls out of t
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from itertools import islice
 from typing import TypeAlias
 
 import grpc.aio
 
+from modelyard.host.v1 import host_pb2
 from modelyard.host.v1 import opaque_pb2 as pb
+from services.chassis.codec import service_class_from
 from services.chassis.encoding import Encoded
 from services.chassis.errors import failure_to
 from services.chassis.layouts import Layouts
@@ -30,10 +32,12 @@ from services.domain.errors import (
 )
 from services.domain.model import ModelKey
 from services.model_host.batch_queue import BatchQueue
+from services.model_host.calls import Answer
 from services.model_host.execution import Asked, answer_of, answer_takes_long, asked_of, budget_s
-from services.model_host.lane import Answer, Lane
+from services.model_host.lane import Lane
 from services.model_host.lifecycle import Lifecycle
 from services.model_host.standing import Standing
+from services.policy.fairness import TenantShare
 
 UNSENT_BYTES = 4 << 20
 """A stream with more results waiting to be sent is not read from."""
@@ -44,6 +48,9 @@ rest is refused, since 64 MiB could be millions."""
 
 RETRY_AFTER_S = 0.010
 """When a call refused for `MOST_CALLS` may come again."""
+
+MOST_CLASSES = 4096
+"""Classes that a stream may declare."""
 
 CLOSING_S = 1.0
 """How long a closing stream waits for the router to end its side: calls under way are refused meanwhile, which costs
@@ -134,6 +141,7 @@ class _Stream:
         self._home = home
         self._context = context
         self._open: dict[int, _Dispatched] = {}
+        self._classes: dict[int, TenantShare] = {}
         self._encoding: set[asyncio.Task[None]] = set()
         self._outbox = Outbox(pb.OpaqueDispatchResponse, most_bytes=UNSENT_BYTES)
         self._lanes: dict[int, dict[Lane, None]] = {}
@@ -180,6 +188,8 @@ class _Stream:
     async def _read(self, messages: AsyncIterator[pb.OpaqueDispatchRequest]) -> None:
         async for message in messages:
             now_s = self._home.clock.now_s()
+            if message.classes:
+                self._declare(message.classes)
             calls = message.calls
             too_many = len(calls) > MOST_CALLS
             for call in calls[:MOST_CALLS] if too_many else calls:
@@ -191,6 +201,15 @@ class _Stream:
                 if dispatched is not None:
                     self._abandon(dispatched)
             await self._outbox.room.wait()
+
+    def _declare(self, classes: Sequence[host_pb2.DeclaredClass]) -> None:
+        if len(self._classes) + len(classes) > MOST_CLASSES:
+            raise InvalidRequest.of([Fault("classes", f"a stream may declare {MOST_CLASSES}, and declared more")])
+        for declared in classes:
+            if not declared.number or declared.number in self._classes:
+                text = f"{declared.number} must be above 0 and declared once"
+                raise InvalidRequest.of([Fault("classes.number", text)])
+            self._classes[declared.number] = self._home.queue.share_of(service_class_from(declared.service_class))
 
     async def _refuse(self, calls: Iterable[pb.OpaqueDispatchedCall]) -> None:
         """Refuse calls with one and the same failure, no faster than the router reads that."""
@@ -234,6 +253,8 @@ class _Stream:
                 deadline_at_s=now_s + budget_s(left_s, self._home.reserve_s),
                 trace=trace,
             )
+            if call.class_number:
+                asked.call.share = self._share(call.class_number)
             dispatched = self._open[number] = _Dispatched(self, number, asked, span)
             self._home.queue.enter(asked.lane, asked.call, dispatched)
         except YardError as error:
@@ -241,6 +262,12 @@ class _Stream:
         except Exception as error:
             logger().error("a dispatched call failed unexpectedly", exc_info=error)
             self._fail(number, Internal("internal"), span, lane)
+
+    def _share(self, class_number: int) -> TenantShare:
+        share = self._classes.get(class_number)
+        if share is None:
+            raise InvalidRequest.of([Fault("calls.class_number", f"{class_number} was not declared on this stream")])
+        return share
 
     def _abandon(self, dispatched: _Dispatched) -> None:
         dispatched.ended = True

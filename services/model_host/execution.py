@@ -10,14 +10,17 @@ from google.protobuf.message import DecodeError
 
 from modelyard.host.v1 import host_pb2
 from modelyard.inference.v1 import inference_pb2
-from modelyard.type.v1 import model_pb2
+from modelyard.type.v1 import model_pb2, service_class_pb2
+from services.chassis.codec import service_class_from
 from services.chassis.encoding import Encoded, read_varint
 from services.chassis.layouts import Layout
 from services.domain.deadline import LONGEST_S
 from services.domain.errors import MalformedMessage
 from services.domain.model import ModelKey, TensorSpec
-from services.model_host.lane import Answer, Call, Lane
-from services.model_host.lifecycle import Hosted
+from services.domain.service_class import ServiceClass
+from services.model_host.calls import Answer, Call
+from services.model_host.hosted import Hosted
+from services.model_host.lane import Lane
 from services.model_host.tensors import NDArray
 from services.model_host.wire import (
     Plan,
@@ -29,6 +32,7 @@ from services.model_host.wire import (
     tensors_by,
     tensors_from,
     wanted_outputs,
+    wishes_of,
 )
 
 LARGE_ELEMENTS = 64 * 1024
@@ -42,6 +46,7 @@ RESERVED_SHARE = 0.1
 _NAME = inference_pb2.InferRequest.DESCRIPTOR.full_name
 _KEY_TAG = b"\x0a"  # ExecuteRequest.key = 1
 _REQUEST_TAG = b"\x12"  # ExecuteRequest.request = 2
+_CLASS_TAG = b"\x1a"  # ExecuteRequest.service_class = 3
 
 
 @dataclass(slots=True, eq=False)
@@ -63,6 +68,8 @@ class Command(NamedTuple):
 
     key: ModelKey
     request: bytes
+    service_class: ServiceClass | None = None
+    """None: it is for nobody in particular."""
 
     @classmethod
     def FromString(cls, raw: bytes) -> "Command":
@@ -74,14 +81,23 @@ class Command(NamedTuple):
         if raw[:1] == _KEY_TAG:
             length, at = read_varint(raw, 1)
             key, at = raw[at : at + length], at + length
+            service_class = None
+            if raw[at : at + 1] == _CLASS_TAG:
+                length, at = read_varint(raw, at + 1)
+                service_class, at = _class_of(raw[at : at + length]), at + length
             if raw[at : at + 1] == _REQUEST_TAG:
                 length, at = read_varint(raw, at + 1)
                 if at + length == len(raw):
                     named = model_pb2.ModelKey.FromString(key)
-                    return cls(ModelKey(named.model, named.version), raw[at:])
+                    return cls(ModelKey(named.model, named.version), raw[at:], service_class)
         message = host_pb2.ExecuteRequest.FromString(raw)  # in another order, which no encoder writes
         named = message.key
-        return cls(ModelKey(named.model, named.version), message.request.SerializeToString())
+        service_class = service_class_from(message.service_class) if message.HasField("service_class") else None
+        return cls(ModelKey(named.model, named.version), message.request.SerializeToString(), service_class)
+
+
+def _class_of(raw: bytes) -> ServiceClass:
+    return service_class_from(service_class_pb2.ServiceClass.FromString(raw))
 
 
 def asked_of(
@@ -105,9 +121,9 @@ def asked_of(
     if known is not None:
         return known
     request = _parsed(raw)
-    asked = _asked(hosted, request, tensors_from(request, _schema_of(hosted)), deadline_at_s=deadline_at_s, trace=trace)
-    asked.request_id = asked.request_id or request_id
-    return asked
+    tensors = tensors_from(request, _schema_of(hosted))
+    request_id = request.id or request_id
+    return _asked(hosted, request, tensors, request_id=request_id, deadline_at_s=deadline_at_s, trace=trace)
 
 
 async def asked_beside(
@@ -123,7 +139,7 @@ async def asked_beside(
         tensors = await asyncio.to_thread(tensors_from, request, schema)
     else:
         tensors = tensors_from(request, schema)
-    return _asked(hosted, request, tensors, deadline_at_s=deadline_at_s, trace=trace)
+    return _asked(hosted, request, tensors, request_id=request.id, deadline_at_s=deadline_at_s, trace=trace)
 
 
 def _by_layout(
@@ -186,12 +202,20 @@ def _outputs_of(answer: Answer) -> dict[str, NDArray]:
 
 
 def _asked(
-    hosted: Hosted, request: inference_pb2.InferRequest, tensors: Tensors, *, deadline_at_s: float, trace: object
+    hosted: Hosted,
+    request: inference_pb2.InferRequest,
+    tensors: Tensors,
+    *,
+    request_id: str,
+    deadline_at_s: float,
+    trace: object,
 ) -> Asked:
     schema, lane = _schema_of(hosted), hosted.lane
     assert lane is not None
+    if schema.generates:
+        tensors = tensors._replace(parameters=wishes_of(request, request_id))
     call = _call(tensors, deadline_at_s, trace)
-    return Asked(lane, schema, wanted_outputs(request, schema), is_raw(request), request.id, call)
+    return Asked(lane, schema, wanted_outputs(request, schema), is_raw(request), request_id, call)
 
 
 def _call(tensors: Tensors, deadline_at_s: float, trace: object) -> Call:

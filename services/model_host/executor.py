@@ -10,9 +10,9 @@ from functools import partial
 from services.chassis.telemetry import logger
 from services.domain.clock import Clock
 from services.domain.errors import BudgetExhausted, ModelFailed, Overloaded
-from services.model_host.batch_queue import DeviceBroken, Done, OutOfDeviceMemory
-from services.model_host.device import ComputeDevice
-from services.model_host.lane import Call, Step
+from services.model_host.calls import Call, Step
+from services.model_host.computing import DeviceBroken, Done, OutOfDeviceMemory
+from services.model_host.devices.base import ComputeDevice
 from services.model_host.predictor import Predictor
 from services.model_host.tensors import NDArray
 from services.model_host.wire import Tensors
@@ -67,7 +67,7 @@ class Executor:
             started_s = self._clock.now_s()
             try:
                 outcomes = model.predict_batch([_inputs(call) for call in calls], [call.rows for call in calls])
-            except (Exception, SystemExit) as error:
+            except BaseException as error:  # a panic in Rust is no Exception, and nobody interrupts this thread
                 if self._device.is_out_of_memory(error):
                     logger().warning("no memory for a batch", model=str(model.key), calls=len(calls))
                     self._device.release()
@@ -88,7 +88,7 @@ class Executor:
             return Step((call,), (outcome,), started_s, 0.0)
         try:
             outcome = model.predict(_inputs(call), call.rows)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             if self._device.is_out_of_memory(error):
                 logger().warning("no memory for a call", model=str(model.key))
                 self._device.release()

@@ -2,7 +2,8 @@
 
 from services.domain.errors import BudgetExhausted, Overloaded, YardError
 from services.domain.model import ModelKey
-from services.model_host.lane import Call, Lane
+from services.model_host.calls import Call
+from services.model_host.lane import Lane
 
 
 def too_late(key: ModelKey, own_s: float, left_s: float) -> BudgetExhausted:

@@ -2,95 +2,22 @@
 
 Orders are answered at once; loading goes on beside serving, one version at a time. The device's
 memory bounds what is taken: what a version declares before it is loaded, what it was measured to
-take afterwards. How to load is behind `Loader`, how to serve behind `Serving`.
+take afterwards. Versions that may come and go leave room for each other: which of them are in
+memory is `residency`. How to load is behind `Loader`, how to serve behind `Serving`.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
 
 from services.domain.clock import Clock
-from services.domain.errors import Draining, InsufficientMemory, ModelNotReady, YardError
+from services.domain.errors import Draining, InsufficientMemory, ModelFailed, ModelNotReady, YardError
 from services.domain.host import DeviceKind, HostedModel
 from services.domain.model import ModelKey, ModelState
-from services.domain.objects import Model, ModelVersion
-from services.model_host.lane import Lane
+from services.domain.objects import ModelVersion
+from services.model_host.hosted import Hosted, Loaded, Loader, Serving
 from services.model_host.orders import Fence, LoadOrder, Unloads, check_load, check_same
-from services.policy.batch_times import ServiceTimes
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A version in memory."""
-
-    model: object
-    """What computes it; opaque here."""
-    schema: object
-    """What its requests must look like; opaque here."""
-    memory_bytes: int
-    """Measured peak, of loading and warming up."""
-    times: ServiceTimes
-    ceiling: int
-    """Most rows that fit the device, if not all batch sizes do; else 0."""
-
-
-class Loader(Protocol):
-    """Brings versions into memory."""
-
-    async def load(self, model: Model, version: ModelVersion) -> Loaded:
-        """Fetch, check, load and warm up.
-
-        Raises:
-            YardError: It cannot be loaded; the message says why.
-        """
-        ...
-
-    async def release(self) -> None:
-        """Give back the memory of what was dropped."""
-        ...
-
-
-class Serving(Protocol):
-    """Where loaded versions take calls."""
-
-    def open(
-        self,
-        key: ModelKey,
-        model: object,
-        *,
-        max_batch_size: int,
-        max_wait_s: float,
-        slo_s: float | None,
-        times: ServiceTimes,
-        ceiling: int = 0,
-    ) -> Lane:
-        """A lane for a version."""
-        ...
-
-    async def close(self, lane: Lane) -> None:
-        """Take no new calls, return once the last is answered."""
-        ...
-
-
-@dataclass(slots=True, eq=False)
-class Hosted:
-    """A version on this host."""
-
-    key: ModelKey
-    order: LoadOrder
-    ordered_s: float
-    state: ModelState = ModelState.LOADING
-    message: str = ""
-    memory_bytes: int = 0
-    load_time_s: float = 0.0
-    lane: Lane | None = None
-    schema: object = None
-    wanted: bool = True
-    """False once an unload came while it loads."""
-    again: LoadOrder | None = None
-    """A load ordered while it unloads."""
+from services.model_host.residency import Guest, Residency
 
 
 class Lifecycle:
@@ -128,6 +55,7 @@ class Lifecycle:
         self._hosted: dict[ModelKey, Hosted] = {}
         self._to_load: deque[Hosted] = deque()
         self._wake = asyncio.Event()
+        self._residency = Residency(clock, self._free_bytes, self._leave, self._wake.set)
         self._unloading: set[asyncio.Task[None]] = set()
         self._unloads = Unloads()
         self._fence = Fence()
@@ -143,8 +71,8 @@ class Lifecycle:
 
     @property
     def used_bytes(self) -> int:
-        """Memory that loaded versions take, as measured."""
-        return sum(hosted.memory_bytes for hosted in self._hosted.values())
+        """Memory that versions take now, as measured."""
+        return sum(hosted.resident_bytes for hosted in self._hosted.values())
 
     def ready(self, key: ModelKey) -> Hosted:
         """The version, to compute with.
@@ -267,10 +195,14 @@ class Lifecycle:
         """Load what is ordered, one version after another, until cancelled."""
         try:
             while True:
-                while self._to_load:
-                    await self._load(self._to_load.popleft())
                 self._wake.clear()
-                await self._wake.wait()
+                guest = self._residency.next_wanted()  # its callers wait
+                if guest is not None:
+                    await self._bring(guest)
+                elif self._to_load:
+                    await self._load(self._to_load.popleft())
+                else:
+                    await self._wake.wait()
         finally:
             for task in self._unloading:
                 task.cancel()
@@ -300,9 +232,13 @@ class Lifecycle:
 
         A frame of its own: what was loaded and is not kept must be gone when memory is released.
         """
+        version = hosted.order.version
         try:
-            loaded = await self._loader.load(hosted.order.model, hosted.order.version)
+            await self._residency.make_room(version.memory_bytes, wanted=lambda: hosted.wanted)
+            loaded = await self._loader.load(hosted.order.model, version)
             if hosted.wanted:
+                # Nothing is waited for now: what it takes is taken already.
+                await self._residency.make_room(loaded.memory_bytes, wanted=lambda: False)
                 self._accept(hosted, loaded)
         except YardError as error:
             return error.message
@@ -314,7 +250,7 @@ class Lifecycle:
         Raises:
             InsufficientMemory: It takes more than it declared, and more than there is.
         """
-        free_bytes = self._memory_bytes - self.used_bytes
+        free_bytes = self._free_bytes()
         if loaded.memory_bytes > free_bytes:
             raise InsufficientMemory(
                 f"{hosted.key} takes {loaded.memory_bytes} bytes as measured (declared: "
@@ -330,18 +266,61 @@ class Lifecycle:
             times=loaded.times,
             ceiling=loaded.ceiling,
         )
+        hosted.lane.statistics.loads += 1
         hosted.schema = loaded.schema
         hosted.memory_bytes = loaded.memory_bytes
         hosted.load_time_s = self._clock.now_s() - hosted.ordered_s
+        if hosted.on_demand:
+            self._residency.came(hosted.lane, memory_bytes=loaded.memory_bytes, load_s=loaded.load_s)
         self._set(hosted, ModelState.READY)
+
+    async def _bring(self, guest: Guest) -> None:
+        """Bring a version back into memory that was called while it was away."""
+        lane = guest.lane
+        hosted = self._hosted[lane.key]
+        if not await self._residency.make_room(hosted.memory_bytes, wanted=lambda: lane.queued > 0):
+            self._residency.not_back(guest)
+            return
+        began_s = self._clock.now_s()
+        try:
+            model = await self._loader.bring(hosted.order.model, hosted.order.version)
+        except YardError as error:
+            self._residency.gone(lane)
+            self._serving.refuse_all(lane, ModelFailed(f"{lane.key} could not be brought into memory: {error.message}"))
+            lane.closed, hosted.lane, hosted.schema = True, None, None
+            hosted.memory_bytes, hosted.message = 0, error.message
+            self._set(hosted, ModelState.FAILED)
+            await self._loader.release()
+            return
+        if hosted.lane is not lane:  # unloaded meanwhile
+            del model
+            await self._loader.release()
+            return
+        self._residency.back(guest, load_s=self._clock.now_s() - began_s)
+        lane.statistics.loads += 1
+        self._serving.arrived(lane, model)
+
+    async def _leave(self, guest: Guest) -> None:
+        """Take a version out of memory that others need more."""
+        model, guest.lane.model = guest.lane.model, None
+        await self._loader.leave(model)
+        del model  # else its memory could not be given back
+        await self._loader.trim()
+
+    def _free_bytes(self) -> int:
+        return self._memory_bytes - self.used_bytes
 
     async def _unload(self, hosted: Hosted) -> None:
         assert hosted.lane is not None
+        self._residency.gone(hosted.lane)
+        if not hosted.lane.resident:
+            text = f"{hosted.key} is being unloaded here"
+            self._serving.refuse_all(hosted.lane, ModelNotReady(text, metadata={"model": str(hosted.key)}))
         await self._serving.close(hosted.lane)
-        hosted.lane.model = None
-        hosted.lane = None
-        hosted.schema = None
-        await self._loader.release()
+        async with self._loader.unloading(hosted.key):
+            hosted.lane.model = None
+            hosted.lane = None
+            hosted.schema = None
         self._forget(hosted)
         self._load_again(hosted)
 
@@ -365,13 +344,22 @@ class Lifecycle:
             self._changed()
 
     def _check_memory(self, version: ModelVersion) -> None:
-        taken_bytes = sum(
-            hosted.order.version.memory_bytes if hosted.state is ModelState.LOADING else hosted.memory_bytes
-            for hosted in self._hosted.values()
-        )
-        free_bytes = self._memory_bytes - taken_bytes
+        """Refuse what cannot fit. What may come and go needs room for one of them at a time.
+
+        Raises:
+            InsufficientMemory: It does not fit beside what stays.
+        """
+        staying = sum(_claim(hosted) for hosted in self._hosted.values() if not hosted.on_demand)
+        if not version.on_demand:
+            staying += max((_claim(hosted) for hosted in self._hosted.values() if hosted.on_demand), default=0)
+        free_bytes = self._memory_bytes - staying
         if version.memory_bytes > free_bytes:
             raise InsufficientMemory(
                 f"{version.model_key} declares {version.memory_bytes} bytes, and {free_bytes} of "
                 f"{self._memory_bytes} are free"
             )
+
+
+def _claim(hosted: Hosted) -> int:
+    """What a version takes: as declared until it is measured."""
+    return hosted.order.version.memory_bytes if hosted.state is ModelState.LOADING else hosted.memory_bytes

@@ -7,7 +7,9 @@ from services.chassis import instruments
 from services.chassis.telemetry import Telemetry, TraceContext
 from services.domain.clock import Clock
 from services.domain.model import ModelKey, ModelState
-from services.model_host.lane import Step
+from services.domain.service_class import DEFAULT_BAND
+from services.model_host.calls import Step
+from services.model_host.devices.base import Usage
 from services.model_host.lifecycle import Lifecycle
 
 
@@ -25,7 +27,8 @@ class _Kept:
 
     batch_size: Observes
     compute_s: Observes
-    queue_s: Observes
+    queue_s: dict[int, Observes]
+    """By band."""
 
 
 class Observing:
@@ -44,18 +47,34 @@ class Observing:
         kept.compute_s.observe(step.compute_s)
         sampled = False
         for call in step.calls:
-            kept.queue_s.observe(step.started_s - call.arrived_s)
+            share = call.share
+            band = DEFAULT_BAND if share is None else share.tier.band
+            queue_s = kept.queue_s.get(band) or self._keep_queue(key, kept, band)
+            queue_s.observe(step.started_s - call.arrived_s)
             trace = call.trace
             sampled = sampled or (isinstance(trace, TraceContext) and trace.sampled)
         if sampled:
             self._record(key, step)
 
-    def call_dropped(self, key: ModelKey, cause: str) -> None:
+    def call_dropped(self, key: ModelKey, band: int, cause: str) -> None:
         """A call ended before it was computed."""
-        instruments.HOST_DROPPED.labels(key.model, cause).inc()
+        instruments.HOST_DROPPED.labels(key.model, str(band), cause).inc()
 
-    def refresh(self, lifecycle: Lifecycle, memory_bytes: int) -> None:
+    def device_wasted(self, key: ModelKey, device_s: float) -> None:
+        """The device computed for nothing."""
+        instruments.HOST_WASTED_SECONDS.labels(key.model).inc(device_s)
+
+    def refresh_device(self, usage: Usage | None, utilization: float) -> None:
+        """Set the gauges of the device itself."""
+        instruments.HOST_DEVICE_UTILIZATION.set(utilization)
+        if usage is None:
+            return
+        instruments.HOST_MEMORY_BYTES.labels("free").set(usage.free_bytes)
+        instruments.HOST_MEMORY_BYTES.labels("process").set(usage.own_bytes)
+
+    def refresh(self, lifecycle: Lifecycle, memory_bytes: int, cutoff: int) -> None:
         """Set the gauges."""
+        instruments.HOST_CUTOFF.set(cutoff)
         hosted = lifecycle.hosted()
         for state in ModelState:
             instruments.HOST_MODELS.labels(state.value).set(sum(item.state is state for item in hosted))
@@ -63,16 +82,22 @@ class Observing:
         instruments.HOST_MEMORY_BYTES.labels("models").set(lifecycle.used_bytes)
         for item in hosted:
             if item.lane is not None:
-                depth = instruments.HOST_QUEUE_DEPTH.labels(item.key.model, item.key.version)
-                depth.set(len(item.lane.waiting))
+                queued = item.lane.queued_by_band()
+                for band in {DEFAULT_BAND, *item.lane.statistics.bands, *queued}:
+                    depth = instruments.HOST_QUEUE_DEPTH.labels(item.key.model, item.key.version, str(band))
+                    depth.set(queued.get(band, 0))
 
     def _keep(self, key: ModelKey) -> _Kept:
         kept = self._kept[key] = _Kept(
             batch_size=instruments.HOST_BATCH_SIZE.labels(key.model, key.version),
             compute_s=instruments.HOST_COMPUTE_SECONDS.labels(key.model, key.version),
-            queue_s=instruments.HOST_QUEUE_SECONDS.labels(key.model, key.version),
+            queue_s={},
         )
         return kept
+
+    def _keep_queue(self, key: ModelKey, kept: _Kept, band: int) -> Observes:
+        queue_s = kept.queue_s[band] = instruments.HOST_QUEUE_SECONDS.labels(key.model, key.version, str(band))
+        return queue_s
 
     def _record(self, key: ModelKey, step: Step) -> None:
         """One span for the batch, linked to every sampled call in it; for each of these its wait and its compute."""

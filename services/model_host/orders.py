@@ -11,7 +11,7 @@ from services.domain.validation import object_faults
 REMEMBERED = 1024
 """Unloads kept by their decision id."""
 
-_FIXED = ("artifact", "backend", "files", "max_batch_size")
+_FIXED = ("artifact", "backend", "files", "generation", "max_batch_size")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,10 @@ from typing import Protocol
 
 from services.domain.errors import BudgetExhausted, Overloaded, YardError
 from services.domain.model import ModelKey
-from services.model_host.lane import Answer, Call, Lane, Step
+from services.model_host.calls import Answer, Call, Step
+from services.model_host.lane import Lane
+from services.policy.cutoff import Cutoff
+from services.policy.fairness import Shares
 
 
 class OutcomeObserver(Protocol):
@@ -14,39 +17,62 @@ class OutcomeObserver(Protocol):
         """Calls of `key` were computed."""
         ...
 
-    def call_dropped(self, key: ModelKey, cause: str) -> None:
-        """A call ended before it was computed: `deadline`, `cancelled` or `full`."""
+    def call_dropped(self, key: ModelKey, band: int, cause: str) -> None:
+        """A call ended before it was computed; the cause is one of `statistics.CAUSES`."""
+        ...
+
+    def device_wasted(self, key: ModelKey, device_s: float) -> None:
+        """The device computed for so long what came too late or nobody waited for."""
         ...
 
 
 class Outcomes:
     """Ends calls."""
 
-    def __init__(self, observer: OutcomeObserver) -> None:
-        """Tell `observer` of every step and drop."""
+    def __init__(self, observer: OutcomeObserver, shares: Shares, cutoff: Cutoff) -> None:
+        """Tell `observer` of every step and drop; charge device time to `shares`."""
         self._observer = observer
+        self._shares = shares
+        self._cutoff = cutoff
 
     def answer(self, lane: Lane, step: Step) -> None:
         """Calls were computed: each is told its own."""
-        statistics = lane.statistics
-        size = len(step.calls)
+        calls = step.calls
+        size = len(calls)
+        rows = calls[0].rows if size == 1 else sum(call.rows for call in calls)
+        row_s = step.compute_s / max(1, rows)
+        ended_s = step.started_s + step.compute_s
         computed = False
-        for call, outcome in zip(step.calls, step.outcomes, strict=True):
+        waited_s = wasted_s = 0.0
+        for call, outcome in zip(calls, step.outcomes, strict=True):
+            share = call.share
+            assert share is not None
+            device_s = row_s * call.rows
+            statistics = lane.statistics.of(share.tier.band)
+            statistics.device_s += device_s
+            self._shares.charge(share, device_s)
             if isinstance(outcome, YardError):
                 self.fail(lane, call, outcome)
                 continue
             computed = True
             reply = call.reply
             assert reply is not None
+            queue_s = max(0.0, step.started_s - call.arrived_s)
+            waited_s += queue_s
+            if reply.done() or ended_s > call.deadline_at_s:
+                statistics.wasted_s += device_s
+                wasted_s += device_s
             if not reply.done():
-                queue_s = max(0.0, step.started_s - call.arrived_s)
                 statistics.success += 1
                 statistics.queue_s += queue_s
                 statistics.compute_s += step.compute_s
                 reply.set_result(Answer(outcome, queue_s, step.compute_s, size))
         if computed:
+            self._cutoff.waited(size, waited_s)
             lane.learn(step)
             self._observer.step_done(lane.key, step)
+            if wasted_s > 0.0:
+                self._observer.device_wasted(lane.key, wasted_s)
 
     def fail(self, lane: Lane, call: Call, error: YardError, *, failed: bool = False) -> None:
         """The call fails with `error`; for lack of time or room it was dropped, unless it has `failed` computing."""
@@ -54,18 +80,35 @@ class Outcomes:
         if reply is None or reply.done():
             return
         if failed or not isinstance(error, (Overloaded, BudgetExhausted)):
-            lane.statistics.failure += 1
+            lane.statistics.of(_band(call)).failure += 1
         else:
-            self.dropped(lane, "deadline", error)
+            self.dropped(lane, call, "deadline", error)
         reply.set_exception(error)
 
-    def cancelled(self, lane: Lane) -> None:
+    def cancelled(self, lane: Lane, call: Call) -> None:
         """Nobody waits for a call any more that has not been computed."""
-        lane.statistics.dropped += 1
-        self._observer.call_dropped(lane.key, "cancelled")
+        self._count(lane, call, "cancelled")
 
-    def dropped(self, lane: Lane, cause: str, error: YardError) -> YardError:
+    def pushed_out(self, lane: Lane, call: Call, error: YardError) -> None:
+        """The call makes room for one of an earlier band."""
+        self.dropped(lane, call, "preempted", error)
+        if call.reply is not None and not call.reply.done():
+            call.reply.set_exception(error)
+
+    def dropped(self, lane: Lane, call: Call, cause: str, error: YardError) -> YardError:
         """A call was not computed, for `cause`; its caller is told `error`, which is returned."""
-        lane.statistics.dropped += 1
-        self._observer.call_dropped(lane.key, cause)
+        if cause != "cutoff":
+            self._cutoff.refused()
+        self._count(lane, call, cause)
         return error
+
+    def _count(self, lane: Lane, call: Call, cause: str) -> None:
+        band = _band(call)
+        drops = lane.statistics.of(band).drops
+        drops[cause] = drops.get(cause, 0) + 1
+        self._observer.call_dropped(lane.key, band, cause)
+
+
+def _band(call: Call) -> int:
+    assert call.share is not None
+    return call.share.tier.band

@@ -1,15 +1,15 @@
 """The RPCs of a model host."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import TypeAlias
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeAlias
 
 import grpc.aio
 
 from modelyard.host.v1 import host_pb2 as pb
 from modelyard.host.v1 import opaque_pb2
 from modelyard.type.v1 import model_pb2
-from services.chassis.codec import LOAD_KEY, duration_to, key_from, key_to, record_to, state_to
+from services.chassis.codec import LOAD_KEY, key_from, record_to, state_to
 from services.chassis.encoding import Encoded, length_delimited
 from services.chassis.object_codec import object_from
 from services.chassis.telemetry import current
@@ -21,14 +21,17 @@ from services.model_host.batch_queue import BatchQueue
 from services.model_host.dispatching import Context as DispatchContext
 from services.model_host.dispatching import Dispatching
 from services.model_host.execution import Command, answer_of, answer_takes_long, asked_beside, budget_s
-from services.model_host.lane import LaneStatistics
-from services.model_host.lifecycle import Hosted, Lifecycle
+from services.model_host.hosted import Hosted
+from services.model_host.lifecycle import Lifecycle
 from services.model_host.orders import LoadOrder
 from services.model_host.standing import Standing
+from services.model_host.status import statistics_to
+from services.model_host.streaming import Streaming
 
 _RESPONSE_TAG = b"\x0a"  # ExecuteResponse.response = 1
 
 ExecuteContext: TypeAlias = grpc.aio.ServicerContext[pb.ExecuteRequest, pb.ExecuteResponse]
+StreamContext: TypeAlias = grpc.aio.ServicerContext[pb.ExecuteStreamRequest, Any]
 LoadContext: TypeAlias = grpc.aio.ServicerContext[pb.LoadModelRequest, pb.LoadModelResponse]
 UnloadContext: TypeAlias = grpc.aio.ServicerContext[pb.UnloadModelRequest, pb.UnloadModelResponse]
 DrainContext: TypeAlias = grpc.aio.ServicerContext[pb.DrainRequest, pb.DrainResponse]
@@ -64,6 +67,7 @@ class ModelHostServicer:
         self._queue = queue
         self._dispatching = dispatching
         self._standing = standing
+        self._streaming = Streaming(queue=queue, standing=standing)
         self._clock = clock
         self._reserve_s = reserve_s
         self._drain_ordered = drain_ordered
@@ -79,7 +83,17 @@ class ModelHostServicer:
         key = request.key
         deadline_at_s = self._clock.now_s() + budget_s(context.time_remaining(), self._reserve_s)
         try:
-            return await self._execute(self._lifecycle.ready(key), request.request, deadline_at_s)
+            return await self._execute(self._lifecycle.ready(key), request, deadline_at_s)
+        except YardError:
+            context.set_trailing_metadata(((LOAD_KEY, self._load_of(key)),))
+            raise
+
+    async def ExecuteStream(self, request: Command, context: StreamContext) -> None:
+        """Run one inference, answer in pieces. Errors carry the host's load in trailing metadata."""
+        key = request.key
+        deadline_at_s = self._clock.now_s() + budget_s(context.time_remaining(), self._reserve_s)
+        try:
+            await self._streaming.serve(self._lifecycle.ready(key), request, deadline_at_s, context.write)
         except YardError:
             context.set_trailing_metadata(((LOAD_KEY, self._load_of(key)),))
             raise
@@ -110,12 +124,14 @@ class ModelHostServicer:
         return pb.GetStatusResponse(
             record=record_to(self._standing.record()),
             load=self._standing.load(lanes),
-            statistics=_statistics(self._queue.statistics),
+            statistics=statistics_to(self._queue.statistics, {lane.key: lane for lane in lanes}),
         )
 
-    async def _execute(self, hosted: Hosted, raw: bytes, deadline_at_s: float) -> Encoded:
-        layout = self._dispatching.layouts.of(raw)
-        asked = await asked_beside(hosted, raw, layout, deadline_at_s=deadline_at_s, trace=current())
+    async def _execute(self, hosted: Hosted, command: Command, deadline_at_s: float) -> Encoded:
+        layout = self._dispatching.layouts.of(command.request)
+        asked = await asked_beside(hosted, command.request, layout, deadline_at_s=deadline_at_s, trace=current())
+        if command.service_class is not None:
+            asked.call.share = self._queue.share_of(command.service_class)
         answer = await self._queue.submit(asked.lane, asked.call)
         if answer_takes_long(asked, answer):
             response = await asyncio.to_thread(answer_of, asked, answer)
@@ -148,19 +164,3 @@ def _load_order(request: pb.LoadModelRequest) -> LoadOrder:
     assert isinstance(model, Model)
     assert isinstance(version, ModelVersion)
     return LoadOrder(model, version, request.decision_id, request.fencing_token)
-
-
-def _statistics(by_key: Mapping[ModelKey, LaneStatistics]) -> list[pb.ModelStatistics]:
-    return [
-        pb.ModelStatistics(
-            key=key_to(key),
-            success_count=statistics.success,
-            failure_count=statistics.failure,
-            dropped_count=statistics.dropped,
-            execution_count=statistics.executions,
-            queue_total=duration_to(statistics.queue_s),
-            compute_total=duration_to(statistics.compute_s),
-            batch_counts=statistics.batches,
-        )
-        for key, statistics in sorted(by_key.items())
-    ]

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 from modelyard.type.v1 import resources_pb2
 from services.chassis.codec import key_to
-from services.domain.clock import Clock
 from services.domain.host import HostRecord
-from services.model_host.executor import Executor
+from services.domain.service_class import OPEN
+from services.model_host.batch_queue import BatchQueue
+from services.model_host.device_watch import DeviceWatch
 from services.model_host.lane import Lane
 from services.model_host.lifecycle import Lifecycle
 
@@ -15,19 +16,26 @@ from services.model_host.lifecycle import Lifecycle
 class Standing:
     """The host as others see it."""
 
-    def __init__(self, *, record: HostRecord, lifecycle: Lifecycle, executor: Executor, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        record: HostRecord,
+        lifecycle: Lifecycle,
+        queue: BatchQueue,
+        watch: DeviceWatch,
+    ) -> None:
         """Speak for these.
 
         Args:
             record: What stays as it is: ids, address, device, process.
             lifecycle: The versions here.
-            executor: The compute thread.
-            clock: Time.
+            queue: Where calls wait for it.
+            watch: The device, and how busy it is.
         """
         self._record = record
         self._lifecycle = lifecycle
-        self._executor = executor
-        self._clock = clock
+        self._queue = queue
+        self._watch = watch
         self._sequence = 0
 
     def bound(self, port: int) -> None:
@@ -54,17 +62,21 @@ class Standing:
         load.host_id = self._record.host_id
         load.sequence = self._sequence
         load.used_bytes = self._lifecycle.used_bytes
-        load.utilization = self._executor.utilization(self._clock.now_s())
+        load.utilization = self._watch.utilization
         load.draining = self._lifecycle.draining
+        if self._queue.cutoff < OPEN:
+            load.cutoff = self._queue.cutoff
         for lane in lanes:
             base_s, per_item_s = lane.times.overall.line()
             load.models.add(
                 key=key_to(lane.key),
-                queued=len(lane.waiting),
+                queued=lane.queued,
                 running=lane.running,
                 batch_cap=lane.cap,
                 base_s=base_s,
                 per_item_s=per_item_s,
+                queued_up_to=lane.queued_up_to(),
+                absent_s=lane.absent_s,
             )
 
     def load(self, lanes: Iterable[Lane]) -> resources_pb2.HostLoad:

@@ -1,15 +1,17 @@
-"""Runs a version before it counts as ready: its answers are held to the schema, its batch times learned."""
+"""Runs a version before it counts as ready: its answers are held to schema and smoke test, its batch times learned."""
 
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from services.domain.clock import Clock
-from services.domain.errors import ArtifactRejected
+from services.domain.errors import ArtifactRejected, ModelFailed
 from services.domain.model import TensorMeta, TensorSpec, schema_faults
 from services.domain.objects import Model, ModelVersion, WarmupTensor
-from services.model_host.device import ComputeDevice
+from services.model_host.devices.base import ComputeDevice
+from services.model_host.generator import Generator
 from services.model_host.predictor import Predictor
+from services.model_host.smoke import misfit_of
 from services.model_host.tensors import BadTensor, NDArray, from_raw, zeros
 from services.policy.batch_times import ServiceTimes
 from services.policy.batching import batch_sizes
@@ -24,7 +26,7 @@ REPEAT_BELOW_S = 0.2
 def warm_up(
     predictor: Predictor, model: Model, version: ModelVersion, *, device: ComputeDevice, clock: Clock
 ) -> tuple[ServiceTimes, int]:
-    """Run the version's samples, then every power-of-two batch size.
+    """Run the version's samples and its smoke test, then every power-of-two batch size.
 
     Args:
         predictor: The version, loaded.
@@ -38,13 +40,15 @@ def warm_up(
 
     Raises:
         ArtifactRejected: A sample does not fit the schema.
+        ModelFailed: It answers the smoke test otherwise than that says.
         WrongOutput: The model breaks its schema.
         Exception: Whatever the model raises.
     """
     times = ServiceTimes(version.service_time_s)
-    samples = list(_samples(model, version))
+    samples = list(samples_of(model, version))
     for inputs in samples:
         predictor.predict(inputs, _rows(inputs))
+    _smoke(predictor, model, version)
     deadline_s = clock.now_s() + LONGEST_S
     largest = 0
     for size in batch_sizes(version.max_batch_size):
@@ -64,6 +68,40 @@ def warm_up(
     return times, 0
 
 
+def warm_up_generator(generator: Generator, model: Model, version: ModelVersion, *, clock: Clock) -> ServiceTimes:
+    """Run the samples and the smoke test of a version that generates, and measure its pace.
+
+    Returns:
+        The time to a first token, as that of a batch of as many sequences as there are.
+
+    Raises:
+        ArtifactRejected: A sample does not fit the schema.
+        ModelFailed: It answers the smoke test otherwise than that says.
+        WrongOutput: The model breaks its schema.
+        Exception: Whatever the model raises.
+    """
+    times = ServiceTimes(version.service_time_s)
+    first_s = generator.warm_up(list(samples_of(model, version)), clock=clock)
+    for beside in (1, generator.settings.sequences):  # others beside it cost a newcomer little
+        times.observe(beside, 1, first_s)
+    _smoke(generator, model, version)
+    return times
+
+
+def _smoke(predictor: Predictor | Generator, model: Model, version: ModelVersion) -> None:
+    """Ask what the version was asked when it landed: here, and after every restart, it must answer the same.
+
+    Raises:
+        ModelFailed: It does not.
+    """
+    if version.smoke is None:
+        return
+    inputs = _sample(version.smoke.inputs, model.inputs, "smoke test")
+    misfit = misfit_of(model.outputs, version.smoke, predictor.predict(inputs, _rows(inputs)))
+    if misfit:
+        raise ModelFailed(f"{version.model_key} does not pass its smoke test here: it {misfit}")
+
+
 def _measure(predictor: Predictor, inputs: Mapping[str, NDArray], rows: int, clock: Clock) -> float:
     """Least time of a few runs; the first one also allocates what the size needs."""
     least_s = float("inf")
@@ -77,7 +115,8 @@ def _measure(predictor: Predictor, inputs: Mapping[str, NDArray], rows: int, clo
     return least_s
 
 
-def _samples(model: Model, version: ModelVersion) -> Iterator[dict[str, NDArray]]:
+def samples_of(model: Model, version: ModelVersion) -> Iterator[dict[str, NDArray]]:
+    """What to run before it counts as ready: the version's samples, else zeros of the schema's shape."""
     if not version.warmup:
         yield {
             spec.name: zeros(spec.datatype, [1 if size == -1 else size for size in spec.shape])

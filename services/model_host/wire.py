@@ -1,5 +1,6 @@
 """protobuf ⇄ arrays for Execute: what a request must look like for one version, and its answer in the form asked."""
 
+import hashlib
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from services.chassis.layouts import Layout
 from services.domain.errors import Fault, InvalidRequest
 from services.domain.model import ModelKey, TensorMeta, TensorSpec, schema_faults
 from services.domain.objects import Model
+from services.model_host.padded import PaddedShapes
+from services.model_host.sequences import NO_WISHES, Wish
 from services.model_host.tensors import FLOATS, NUMPY, BadTensor, NDArray, all_finite, from_raw, raw_of
 
 _Input: TypeAlias = pb.InferRequest.InferInputTensor
@@ -39,13 +42,28 @@ class Tensors(NamedTuple):
     group: Hashable
     """Equal for calls that can share a batch."""
     payload_bytes: int
+    parameters: Mapping[str, Wish] = NO_WISHES
+    """Of the request; only where the version generates."""
 
 
 class Schema:
     """What requests for one version must look like, and what its answers do."""
 
-    def __init__(self, model: Model, key: ModelKey, *, max_batch_size: int) -> None:
-        """Requests carry a batch dimension if `max_batch_size` is over 1."""
+    def __init__(
+        self,
+        model: Model,
+        key: ModelKey,
+        *,
+        max_batch_size: int,
+        generates: bool = False,
+        padded: PaddedShapes | None = None,
+    ) -> None:
+        """Requests carry a batch dimension if `max_batch_size` is over 1; parameters count if it `generates`.
+
+        With `padded`, calls of different lengths are of one group.
+        """
+        self.generates = generates
+        self.padded = padded
         self.inputs = model.inputs
         self.outputs = {spec.name: spec for spec in model.outputs}
         self.all_outputs: Sequence[TensorSpec] = tuple(self.outputs.values())
@@ -112,7 +130,12 @@ class Plan:
 def plan_of(layout: Layout, schema: Schema) -> Plan | None:
     """The plan for requests of `layout`; None for such as need a closer look, or are wrong."""
     message = layout.message
-    if not layout.tensors or len(layout.tensors) != len(message.inputs) or message.HasField("route"):
+    if (
+        schema.generates
+        or not layout.tensors
+        or len(layout.tensors) != len(message.inputs)
+        or message.HasField("route")
+    ):
         return None
     arrays = []
     inputs: dict[str, NDArray] = {}
@@ -148,6 +171,17 @@ def tensors_by(plan: Plan, raw: bytes) -> Tensors:
     if plan.schema.finite:
         _check_finite(plan.schema, inputs)
     return Tensors(inputs, plan.rows, plan.elements, plan.group, plan.payload_bytes)
+
+
+def wishes_of(request: pb.InferRequest, request_id: str) -> dict[str, Wish]:
+    """The request's parameters; one that brings no `seed` gets one by its id, so that it can be answered again."""
+    digest = hashlib.blake2b(request_id.encode(), digest_size=8).digest()
+    wishes: dict[str, Wish] = {"seed": int.from_bytes(digest, "little")}
+    for name, parameter in request.parameters.items():
+        choice = parameter.WhichOneof("parameter_choice")
+        if choice is not None:
+            wishes[name] = getattr(parameter, choice)
+    return wishes
 
 
 def wanted_outputs(request: pb.InferRequest, schema: Schema) -> Sequence[TensorSpec]:
@@ -316,8 +350,14 @@ def _measured(schema: Schema, inputs: dict[str, NDArray]) -> Tensors:
     rows = _rows(schema, inputs)
     group: Hashable = ()
     if not schema.uniform:
-        group = tuple((name, array.shape[1:]) for name, array in sorted(inputs.items()))
+        row_of = schema.padded.bucket if schema.padded is not None else _row_of
+        group = tuple((name, row_of(name, array.shape)) for name, array in sorted(inputs.items()))
     return Tensors(inputs, rows, elements // rows, group, payload_bytes)
+
+
+def _row_of(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    del name
+    return shape[1:]
 
 
 def _rows(schema: Schema, inputs: Mapping[str, NDArray]) -> int:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from services.domain.service_class import DEFAULT_BAND
 from services.policy.scoring import VersionState, completion_s, penalty_s
 
 SAMPLE = 4
@@ -70,13 +71,14 @@ class Draw:
         return (self.bits >> 48) < PROBE_SHARE * 65536
 
 
-def pick(states: Sequence[VersionState], *, now_s: float, routers: int, draw: Draw) -> Pick:
+def pick(states: Sequence[VersionState], *, now_s: float, routers: int, draw: Draw, band: int = DEFAULT_BAND) -> Pick:
     """The soonest of a sample.
 
     Args:
         states: Hosts that have the version ready; at least one.
         now_s: Monotonic seconds.
         routers: Routers that send to these hosts, this one included.
+        band: The call's; calls of later bands do not go before it.
         draw: The chance of this attempt.
 
     Returns:
@@ -87,13 +89,13 @@ def pick(states: Sequence[VersionState], *, now_s: float, routers: int, draw: Dr
         penalty = penalty_s(state, now_s)
         if penalty and draw.ignores_penalties:
             penalty = 0.0
-        return Pick(state, completion_s(state, now_s, routers=routers), penalty)
+        return Pick(state, completion_s(state, now_s, routers=routers, band=band), penalty)
     best, best_cost_s, best_predicted_s, best_penalty_s = states[0], math.inf, 0.0, 0.0
     ignores_penalties = draw.ignores_penalties
     for state in sample(states, draw.bits):
-        predicted = completion_s(state, now_s, routers=routers)
+        predicted = completion_s(state, now_s, routers=routers, band=band)
         penalty = 0.0 if ignores_penalties else penalty_s(state, now_s)
-        cost = predicted + penalty
+        cost = predicted + penalty + state.absent_s
         since_s = now_s - state.ramps_from_s
         if since_s < RAMP_S:
             cost += predicted * (1.0 / max(LEAST_RAMP, since_s / RAMP_S) - 1.0)

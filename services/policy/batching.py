@@ -31,6 +31,24 @@ save a hand-over per call where computing costs less than that."""
 BURST_CALLS = 32
 """Most calls of a burst."""
 
+BUDGET_RELAX = 1.05
+"""Factor by which the tightest budget grows towards looser ones, per call."""
+
+
+class TightestBudget:
+    """About the tightest of the budgets that calls came with of late."""
+
+    __slots__ = ("value_s",)
+
+    def __init__(self) -> None:
+        """None came yet."""
+        self.value_s: float | None = None
+
+    def note(self, budget_s: float) -> None:
+        """A call came that leaves `budget_s`."""
+        value_s = self.value_s
+        self.value_s = budget_s if value_s is None else min(budget_s, BUDGET_RELAX * value_s)
+
 
 class Waiting(Protocol):
     """A call that waits."""

@@ -92,9 +92,12 @@ def mismatch(version: ModelVersion, record: HostRecord) -> tuple[Refusal, str] |
 
 
 class Room:
-    """What is free on one host; whoever hands out versions takes it from `free_bytes`."""
+    """What is free on one host; whoever hands out versions takes it by `take`.
 
-    __slots__ = ("_kind", "_measured", "free_bytes", "hosted", "site")
+    Versions that may come and go share what the others leave: together they claim as much as the largest.
+    """
+
+    __slots__ = ("_guest_bytes", "_kind", "_measured", "free_bytes", "guests", "hosted", "site")
 
     def __init__(self, site: Site, versions: Mapping[ModelKey, ModelVersion], measured: Measured) -> None:
         """What is left on `site` beside what it has; `versions` are all that should exist."""
@@ -102,9 +105,21 @@ class Room:
         self.hosted = {hosted.key: hosted for hosted in site.record.models}
         self._kind = site.record.device.kind
         self._measured = measured
-        claimed = sum(self._claim(hosted, versions.get(hosted.key)) for hosted in site.record.models)
+        self.guests = 0
+        """Versions here that may come and go."""
+        self._guest_bytes = claimed = known = 0
+        for hosted in site.record.models:
+            version = versions.get(hosted.key)
+            claim = self._claim(hosted, version)
+            known += hosted.memory_bytes
+            if version is not None and version.on_demand:
+                self.guests += 1
+                self._guest_bytes = max(self._guest_bytes, claim)
+            else:
+                claimed += claim
         # The host's own sum counts too: it may hold what nobody listed.
-        self.free_bytes = site.record.device.memory_bytes - max(claimed, site.record.device.used_bytes)
+        unlisted = max(0, site.record.device.used_bytes - known)
+        self.free_bytes = site.record.device.memory_bytes - claimed - self._guest_bytes - unlisted
 
     def _claim(self, hosted: HostedModel, version: ModelVersion | None) -> int:
         if hosted.state is ModelState.FAILED:
@@ -117,6 +132,19 @@ class Room:
         if hosted is not None and hosted.memory_bytes > 0:
             return hosted.memory_bytes
         return self._measured.get((key, self._kind), version.memory_bytes) if self._measured else version.memory_bytes
+
+    def more(self, key: ModelKey, version: ModelVersion) -> int:
+        """Bytes that are claimed here if the version comes: less than it takes where it may come and go."""
+        need = self.need(key, version)
+        return max(0, need - self._guest_bytes) if version.on_demand else need
+
+    def take(self, key: ModelKey, version: ModelVersion) -> None:
+        """The version comes here."""
+        more = self.more(key, version)
+        self.free_bytes -= more
+        if version.on_demand:
+            self.guests += 1
+            self._guest_bytes += more
 
     def state(self, key: ModelKey) -> ModelState | None:
         """Where a version stands here; None if it does not."""
@@ -138,7 +166,7 @@ class Room:
         failure = site.failures.get(key)
         if failure is not None and failure.resting:
             return Refusal.FAILED, failed_text(site.host_id, failure)
-        if self.need(key, version) > self.free_bytes:
+        if self.more(key, version) > self.free_bytes:
             return Refusal.MEMORY, ""
         return None
 
@@ -159,10 +187,10 @@ def reasons_against(version: ModelVersion, rooms: Mapping[str, Room], holders: S
                 for room in rooms.values()
                 if (why := room.refusal(key, version, holders)) and why[0] is Refusal.MEMORY
             ),
-            key=lambda room: room.free_bytes - room.need(key, version),
+            key=lambda room: room.free_bytes - room.more(key, version),
         )
         free_bytes = max(0, roomiest.free_bytes)
-        full[:] = [f"needs {mib(roomiest.need(key, version))}, and {roomiest.site.host_id} has {mib(free_bytes)} free"]
+        full[:] = [f"needs {mib(roomiest.more(key, version))}, and {roomiest.site.host_id} has {mib(free_bytes)} free"]
     first = min(refused)
     shown = [first] if first in _NEVER else sorted(refused.keys() - _NEVER)
     found: list[str] = []

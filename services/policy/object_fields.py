@@ -89,6 +89,12 @@ def _version_fields(version: ModelVersion) -> Iterator[tuple[str, Leaf]]:
     yield f"{at}.resources.memory_bytes", version.memory_bytes
     yield f"{at}.batching.max_batch_size", version.max_batch_size
     yield f"{at}.batching.max_wait", seconds(version.max_wait_s)
+    for index, padding in enumerate(version.padding):
+        yield f"{at}.batching.padding[{index}].input", padding.input
+        yield f"{at}.batching.padding[{index}].dimension", padding.dimension
+        yield f"{at}.batching.padding[{index}].value", padding.value
+        for name, dimension in sorted(padding.outputs.items()):
+            yield f"{at}.batching.padding[{index}].outputs[{name}]", dimension
     yield f"{at}.min_replicas", version.min_replicas
     yield f"{at}.pool", or_none(version.pool)
     yield f"{at}.cost_microusd", version.cost_microusd
@@ -115,6 +121,12 @@ def _version_fields(version: ModelVersion) -> Iterator[tuple[str, Leaf]]:
         yield f"{at}.smoke.tolerance", version.smoke.tolerance
         limit_s = version.smoke.max_latency_s
         yield f"{at}.smoke.max_latency", None if limit_s is None else seconds(limit_s)
+    yield f"{at}.on_demand", version.on_demand
+    if version.generation is not None:
+        yield f"{at}.generation.sequences", version.generation.sequences
+        yield f"{at}.generation.max_tokens", version.generation.max_tokens
+        yield f"{at}.generation.prefill_tokens", version.generation.prefill_tokens
+        yield f"{at}.generation.max_waiting", version.generation.max_waiting
     for index, place in enumerate(version.segment_qualities):
         yield f"{at}.segment_qualities[{index}].task", or_none(place.task)
         yield f"{at}.segment_qualities[{index}].segment", or_none(place.segment)

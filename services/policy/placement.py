@@ -194,26 +194,30 @@ def _fill(versions: Sequence[ModelVersion], rooms: Mapping[str, Room], kept: dic
         for _, key, version in missing:
             holders = kept[key]
             if len(holders) <= ordinal < version.min_replicas and (room := _best_room(key, version, rooms, holders)):
-                room.free_bytes -= room.need(key, version)
+                room.take(key, version)
                 holders.append(room.site.host_id)
                 loads.append(_load(key, version, room, len(holders)))
     return loads
 
 
 def _best_room(key: ModelKey, version: ModelVersion, rooms: Mapping[str, Room], holders: Sequence[str]) -> Room | None:
-    """The room that failed it least, in the zone with the fewest of its replicas, with the least left over."""
+    """The room that failed it least, in the zone with the fewest of its replicas, with the least left over.
+
+    A version that may come and go is put where the fewest of its kind are.
+    """
     zones: dict[str, int] = {}
     for host_id in holders:
         zone = rooms[host_id].site.record.zone
         zones[zone] = zones.get(zone, 0) + 1
 
-    def rank(room: Room) -> tuple[int, int, int, str]:
+    def rank(room: Room) -> tuple[int, int, int, int, str]:
         site = room.site
         failure = site.failures.get(key)
         return (
             failure.count if failure else 0,
             zones.get(site.record.zone, 0),
-            room.free_bytes - room.need(key, version),
+            room.guests if version.on_demand else 0,  # fewer of them have more room each
+            room.free_bytes - room.more(key, version),
             site.host_id,
         )
 

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from services.domain.host import ModelLoad
+from services.domain.service_class import DEFAULT_BAND, LAST_BAND, OPEN
 
 PENALTY_S = 5.0
 """Added to the prediction of a host that just failed, unless it asked for another time itself.
@@ -42,10 +43,16 @@ HUNG_FACTOR = 3.0
 """A call that ran out of a time this many times the prediction is the host's failure, not the caller's haste."""
 
 
+CUTOFF_BELIEVED_S = 0.2
+"""A cutoff heard longer ago than this is not gone by: the next call shows whether it still holds."""
+
+
 class HostState:
     """What this router knows of one host, whatever the version."""
 
     __slots__ = (
+        "cutoff",
+        "cutoff_at_s",
         "failed_at_s",
         "host_id",
         "in_flight",
@@ -70,6 +77,13 @@ class HostState:
         self.failed_at_s = 0.0
         self.suspect = False
         """True from a lost connection to the next answer."""
+        self.cutoff = OPEN
+        """Classes from this level on it refuses, as it last said."""
+        self.cutoff_at_s = -math.inf
+
+    def cuts(self, level: int, now_s: float) -> bool:
+        """Whether it said of late that it refuses calls of `level`; what is older is worth a try."""
+        return level >= self.cutoff and now_s - self.cutoff_at_s <= CUTOFF_BELIEVED_S
 
 
 BELIEVED_S = 10.0
@@ -92,11 +106,13 @@ class VersionState:
     """What this router knows of one version on one host."""
 
     __slots__ = (
+        "absent_s",
         "base_s",
         "batch_cap",
         "failed_at_s",
         "host",
         "in_flight",
+        "in_flight_of",
         "known_since_s",
         "measured_at_s",
         "penalty_s",
@@ -104,6 +120,7 @@ class VersionState:
         "prior",
         "queued",
         "queued_at_s",
+        "queued_up_to",
         "ramps_from_s",
         "sent_since",
         "sequence",
@@ -126,11 +143,18 @@ class VersionState:
         self.known_since_s = known_since_s
         self.ramps_from_s = known_since_s if ramps else -math.inf
         self.in_flight = 0
+        self.in_flight_of = [0] * (LAST_BAND + 1)
+        """Own calls that it has, by band."""
         self.sent_since = 0
         self.queued = 0
+        self.queued_up_to: tuple[int, ...] = ()
+        """Calls reported as waiting up to each band; empty if all are of one."""
         self.queued_at_s = 0.0
         """When what is believed to be queued was counted: at the last report, or at the first call since."""
         self.batch_cap = 1
+        self.absent_s = 0.0
+        """Until the version is in the host's memory, as last reported. Speaks against the host and is no reason to
+        refuse a call: only calls bring the version in."""
         self.sequence = -1
         """Of the last report; an older one that comes later is ignored."""
         self.penalty_s = 0.0
@@ -158,12 +182,15 @@ class HostScore:
     penalty_s: float
 
 
-def backlog(state: VersionState, now_s: float, *, routers: int) -> int:
-    """Calls of the version believed to be queued or running on the host.
+def backlog(state: VersionState, now_s: float, *, routers: int, band: int = DEFAULT_BAND) -> int:
+    """Calls of the version believed to be queued or running on the host, and to go before one of `band`.
 
     What was reported and what was sent since (by other routers as much as by this one), less what
-    the host has worked off in the meantime; never less than the own calls it has.
+    the host has worked off in the meantime; never less than the own calls it has. Where calls of several bands wait,
+    only what was reported of this one and earlier ones: who sends what since is not known by band.
     """
+    if state.queued_up_to:
+        return max(state.queued_up_to[band - 1], sum(state.in_flight_of[: band + 1]))
     ahead = state.queued + state.sent_since * routers
     if ahead <= state.in_flight:
         return state.in_flight
@@ -171,13 +198,13 @@ def backlog(state: VersionState, now_s: float, *, routers: int) -> int:
     return max(state.in_flight, ahead - batches * state.batch_cap)
 
 
-def completion_s(state: VersionState, now_s: float, *, routers: int) -> float:
+def completion_s(state: VersionState, now_s: float, *, routers: int, band: int = DEFAULT_BAND) -> float:
     """Seconds until the host would answer one more call of the version.
 
     Whole batches of what is ahead, the last batch with the call in it, what the device has to
     do for other versions, and the network.
     """
-    count = backlog(state, now_s, routers=routers)
+    count = backlog(state, now_s, routers=routers, band=band)
     fit = state.prior if now_s - state.measured_at_s > BELIEVED_S else state
     size, cap = count + 1, state.batch_cap
     if size <= cap:
@@ -188,7 +215,7 @@ def completion_s(state: VersionState, now_s: float, *, routers: int) -> float:
         if rest:
             compute_s += fit.base_s + fit.per_item_s * rest
     host = state.host
-    if host.in_flight > state.in_flight:
+    if host.in_flight > state.in_flight and not state.queued_up_to:
         compute_s += max(0.0, host.work_s - state.in_flight * (fit.base_s + fit.per_item_s))
     return compute_s + host.network_s
 
@@ -214,7 +241,7 @@ def penalty_s(state: VersionState, now_s: float) -> float:
     return worst if worst >= NEGLIGIBLE_PENALTY_S else 0.0
 
 
-def sent(state: VersionState, now_s: float) -> float:
+def sent(state: VersionState, now_s: float, band: int = DEFAULT_BAND) -> float:
     """Count a call as sent.
 
     Returns:
@@ -224,16 +251,18 @@ def sent(state: VersionState, now_s: float) -> float:
     if not state.queued and not state.sent_since:
         state.queued_at_s = now_s
     state.in_flight += 1
+    state.in_flight_of[band] += 1
     state.sent_since += 1
     state.host.in_flight += 1
     state.host.work_s += work_s
     return work_s
 
 
-def ended(state: VersionState, work_s: float) -> None:
+def ended(state: VersionState, work_s: float, band: int = DEFAULT_BAND) -> None:
     """Count a call as ended, however it did."""
     host = state.host
     state.in_flight -= 1
+    state.in_flight_of[band] -= 1
     host.in_flight -= 1
     # An idle host has no work: what rounding left over must not grow over millions of calls.
     host.work_s = host.work_s - work_s if host.in_flight else 0.0
@@ -242,6 +271,8 @@ def ended(state: VersionState, work_s: float) -> None:
 def reported(state: VersionState, load: ModelLoad, now_s: float) -> None:
     """Take over what the host says of the version."""
     state.queued = load.queued + load.running
+    state.queued_up_to = load.queued_up_to
+    state.absent_s = load.absent_s
     state.sent_since = 0
     state.queued_at_s = now_s
     state.batch_cap = max(1, load.batch_cap)

@@ -1,6 +1,7 @@
 """Wires one resource manager."""
 
 import asyncio
+import os
 from collections.abc import Mapping
 
 from modelyard.resource.v1 import resource_pb2
@@ -94,6 +95,7 @@ def _launcher(config: Config, actuator: Actuator, journal: DecisionJournal, cloc
         directory=directory,
         base_port=config.host_base_port,
         metrics=config.metrics_port != 0,
+        processors=sorted(os.sched_getaffinity(0)) if config.share_cpus else (),
         command=ModelHostCommand(
             directory=directory,
             registry=config.registry,

@@ -24,6 +24,9 @@ class Config:
     machine that launches hosts of one mesh must have the same."""
     host_base_port: int = 7610
     """First port of launched hosts; each takes the next free one."""
+    share_cpus: bool = False
+    """Give each launched host its own part of the machine's processors, where it may run and nowhere else. Worth it
+    where hosts compute with several threads; with one each, the operating system spreads them as well."""
     otlp_endpoint: str | None = None
     """HOST:PORT of an OTLP collector; launched hosts get it too. Empty sends no traces."""
     trace_ratio: float = 0.01

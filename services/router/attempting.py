@@ -11,6 +11,7 @@ from services.domain.errors import YardError
 from services.domain.host import HostLoad, HostRecord
 from services.domain.model import ModelKey
 from services.domain.request import InferCall
+from services.domain.service_class import ServiceClass
 from services.policy import scoring
 from services.router.decision import Attempt, Decision
 from services.router.host_book import take_failure, take_report
@@ -34,9 +35,12 @@ class HostAnswer(NamedTuple):
 class AttemptFailed(Exception):
     """A host did not answer; `load` is what it said of itself all the same."""
 
-    def __init__(self, error: YardError, load: HostLoad | None, *, never_sent: bool = False) -> None:
-        """Failed for `error`; `never_sent` if the host cannot have seen the call."""
+    def __init__(
+        self, error: YardError, load: HostLoad | None, *, never_sent: bool = False, begun: bool = False
+    ) -> None:
+        """Failed for `error`; `never_sent` if the host has not seen the call, `begun` if a part was handed on."""
         super().__init__(error.message)
+        self.begun = begun
         self.error = error
         self.load = load
         self.never_sent = never_sent
@@ -45,7 +49,9 @@ class AttemptFailed(Exception):
 class Hosts(Protocol):
     """The single hop."""
 
-    async def execute(self, host: HostRecord, key: ModelKey, payload: object, *, timeout_s: float) -> HostAnswer:
+    async def execute(
+        self, host: HostRecord, key: ModelKey, payload: object, *, service_class: ServiceClass, timeout_s: float
+    ) -> HostAnswer:
         """Run a call on one host.
 
         Raises:
@@ -84,19 +90,26 @@ class Attempting:
         timeout_s = deadline.for_hop(reserve_s=max(0.0, reserve_s))
         state = plan.state
         sent_s = self._clock.now_s()
-        work_s = scoring.sent(state, sent_s)
+        band = decision.service_class.band
+        work_s = scoring.sent(state, sent_s, band)
         try:
-            answer = await self._hosts.execute(plan.record, plan.option.key, call.payload, timeout_s=timeout_s)
+            answer = await self._hosts.execute(
+                plan.record,
+                plan.option.key,
+                call.payload,
+                service_class=decision.service_class,
+                timeout_s=timeout_s,
+            )
         except AttemptFailed as failure:
             now_s = self._clock.now_s()
             took_s = now_s - sent_s
             take_report(state, failure.load, plan.option.key, now_s)
-            hung = took_s >= timeout_s > scoring.HUNG_FACTOR * plan.predicted_s
+            hung = took_s >= timeout_s > scoring.HUNG_FACTOR * plan.predicted_s and not failure.begun
             take_failure(state, failure.error, now_s, hung=hung)
             self._note(decision, Attempt(plan.record.host_id, took_s, failure.error))
             return failure
         finally:
-            scoring.ended(state, work_s)
+            scoring.ended(state, work_s, band)
         now_s = self._clock.now_s()
         took_s = now_s - sent_s
         network_s = max(0.0, took_s - answer.queue_s - answer.compute_s)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from services.domain.errors import YardError
 from services.domain.host import HostRecord
 from services.domain.objects import ModelVersion
+from services.domain.service_class import ORDINARY, ServiceClass
 from services.policy.admission import DeadlineSource
 from services.policy.scoring import HostScore
 
@@ -51,6 +52,7 @@ class Decision:
     deadline_source: DeadlineSource
     strategy: str
     registry_revision: int = 0
+    service_class: ServiceClass = ORDINARY
     version: ModelVersion | None = None
     """None as long as nothing is chosen."""
     host: HostRecord | None = None

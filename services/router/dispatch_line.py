@@ -15,13 +15,14 @@ import grpc.aio
 
 from modelyard.host.v1 import opaque_pb2 as pb
 from modelyard.type.v1 import model_pb2
-from services.chassis.codec import load_from
+from services.chassis.codec import load_from, service_class_to
 from services.chassis.errors import failure_from, from_rpc_error
 from services.chassis.outbox import Outbox
 from services.chassis.telemetry import TraceContext
 from services.chassis.thread_load import ThreadLoad
 from services.domain.clock import Clock
 from services.domain.errors import BudgetExhausted, HostUnavailable, Overloaded, YardError
+from services.domain.service_class import ORDINARY, ServiceClass
 from services.router.attempting import AttemptFailed, HostAnswer
 from services.router.frames import Payload
 
@@ -31,6 +32,9 @@ up to 40 s are sure to end on it."""
 
 STREAM_S = 3600.0
 """Deadline of a stream, which is never reached: inside the mesh there is none without."""
+
+MOST_CLASSES = 4000
+"""Classes declared on one stream; hosts take 4,096."""
 
 WAITING_BYTES = 8 << 20
 """Most bytes of calls that wait to be sent."""
@@ -71,12 +75,21 @@ class DispatchLine:
         self._streams: set[_Stream] = set()
         self._next = 0
 
-    def send(self, key: model_pb2.ModelKey, payload: Payload, *, timeout_s: float, trace: TraceContext | None) -> Sent:
+    def send(
+        self,
+        key: model_pb2.ModelKey,
+        payload: Payload,
+        *,
+        service_class: ServiceClass,
+        timeout_s: float,
+        trace: TraceContext | None,
+    ) -> Sent:
         """Send a call, with the next message.
 
         Args:
             key: The version that is to answer.
             payload: The request.
+            service_class: Whom it is for.
             timeout_s: Seconds it may take.
             trace: Carried on; None if there is none.
 
@@ -85,13 +98,23 @@ class DispatchLine:
         """
         now_s = self._clock.now_s()
         stream = self._current
-        if stream is None or stream.closing or now_s - stream.opened_s > RENEW_S:
+        if stream is None or stream.closing or stream.full_of_classes or now_s - stream.opened_s > RENEW_S:
             stream = self._renew(now_s)
         if not stream.outbox.room.is_set():
             text = f"{stream.outbox.waiting_bytes} bytes of calls wait to be sent to the host, which does not keep up"
             raise AttemptFailed(Overloaded(text, retry_after_s=RETRY_AFTER_S), None, never_sent=True)
         self._next += 1
-        return stream.add(self._next, key, payload, now_s=now_s, timeout_s=timeout_s, trace=trace)
+        class_number = 0 if service_class is ORDINARY else stream.class_number(service_class)
+        sent, call = stream.add(self._next, key, payload, now_s=now_s, timeout_s=timeout_s)
+        if class_number:
+            call.class_number = class_number
+        if trace is not None:
+            call.traceparent = trace.traceparent
+            if trace.tracestate:
+                call.tracestate = trace.tracestate
+            if trace.baggage:
+                call.baggage = trace.baggage
+        return sent
 
     def finish(self) -> None:
         """Take no more calls; streams end once theirs have."""
@@ -137,6 +160,7 @@ class _Stream:
         self._reached = connected()
         """Whether the host can have seen a call: there was a connection, or something went out."""
         self._sent: dict[int, Sent] = {}
+        self._classes: dict[ServiceClass, int] = {}
         self._finishing = False
         self._loop = asyncio.get_running_loop()
         self._expiry: asyncio.TimerHandle | None = None
@@ -154,23 +178,30 @@ class _Stream:
         *,
         now_s: float,
         timeout_s: float,
-        trace: TraceContext | None,
-    ) -> Sent:
+    ) -> tuple[Sent, pb.OpaqueDispatchedCall]:
         deadline_at_s = now_s + timeout_s
         request = payload.raw
         call = self.outbox.message(len(request)).calls.add(number=number, key=key, timeout_s=timeout_s, request=request)
         if payload.made_up_id:
             call.request_id = payload.made_up_id
-        if trace is not None:
-            call.traceparent = trace.traceparent
-            if trace.tracestate:
-                call.tracestate = trace.tracestate
-            if trace.baggage:
-                call.baggage = trace.baggage
         sent = self._sent[number] = Sent(number, self._loop.create_future(), deadline_at_s, self)
         if deadline_at_s < self._expires_at_s:
             self._expire_at(deadline_at_s)
-        return sent
+        return sent, call
+
+    @property
+    def full_of_classes(self) -> bool:
+        """Whether a host might take no further class."""
+        return len(self._classes) >= MOST_CLASSES
+
+    def class_number(self, service_class: ServiceClass) -> int:
+        """What the class is called on this stream; declared no later than with the next call."""
+        number = self._classes.get(service_class)
+        if number is None:
+            number = self._classes[service_class] = len(self._classes) + 1
+            declared = self.outbox.message(0).classes.add(number=number)
+            declared.service_class.CopyFrom(service_class_to(service_class))
+        return number
 
     def cancel(self, number: int) -> None:
         if self._sent.pop(number, None) is not None and not self._finishing:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from modelyard.host.v1 import host_pb2
 from modelyard.inference.v1 import inference_pb2 as pb
-from modelyard.type.v1 import model_pb2
+from modelyard.type.v1 import model_pb2, service_class_pb2
 from services.chassis.encoding import Buffer, Encoded, length_delimited, read_varint, varint
 from services.chassis.layouts import Layout, Layouts
 from services.chassis.outbox import LARGEST_BYTES
@@ -67,9 +67,11 @@ class Payload(NamedTuple):
         return b"".join((_ID_TAG, varint(len(made_up)), made_up)) if made_up else b""
 
 
-def execute_request(key: model_pb2.ModelKey, payload: Payload) -> bytes:
+def execute_request(
+    key: model_pb2.ModelKey, payload: Payload, service_class: service_class_pb2.ServiceClass | None = None
+) -> bytes:
     """An ExecuteRequest; its tensors are copied once."""
-    prefix = host_pb2.ExecuteRequest(key=key).SerializeToString()
+    prefix = host_pb2.ExecuteRequest(key=key, service_class=service_class).SerializeToString()
     suffix = payload.suffix
     return b"".join((prefix, _REQUEST_TAG, varint(len(payload.raw) + len(suffix)), payload.raw, suffix))
 

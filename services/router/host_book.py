@@ -99,6 +99,7 @@ def take_report(state: VersionState, load: HostLoad | None, key: ModelKey, now_s
     if load is None or load.sequence <= state.sequence:
         return
     state.sequence = load.sequence
+    state.host.cutoff, state.host.cutoff_at_s = load.cutoff, now_s
     for model in load.models:
         if model.key == key:
             scoring.reported(state, model, now_s)

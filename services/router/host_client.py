@@ -7,6 +7,7 @@ with it. Retries are none of its business.
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import grpc
@@ -15,17 +16,19 @@ from google.protobuf.message import DecodeError
 
 from modelyard.host.v1 import host_pb2, opaque_pb2
 from modelyard.type.v1 import model_pb2, resources_pb2
-from services.chassis.channels import call, open_channel
-from services.chassis.codec import LOAD_KEY, key_to, load_from, seconds_from
+from services.chassis.channels import call, open_channel, read
+from services.chassis.codec import LOAD_KEY, key_to, load_from, seconds_from, service_class_to
 from services.chassis.errors import status_of
 from services.chassis.telemetry import Telemetry, current
 from services.domain.clock import Clock
 from services.domain.errors import HostUnavailable, Internal, YardError
 from services.domain.host import HostLoad, HostRecord
 from services.domain.model import ModelKey
+from services.domain.service_class import ORDINARY, ServiceClass
 from services.router.attempting import AttemptFailed, HostAnswer
 from services.router.dispatch_line import DispatchLine, Streams
 from services.router.frames import Payload, execute_request, open_response
+from services.router.streaming import Finished, Streamed, open_piece
 
 CLOSE_GRACE_S = 300.0
 """How long calls to a host that is not listed any more may still take; the longest default of a route."""
@@ -36,6 +39,7 @@ but it would hold up the calls behind it, and a typed one the host's loop while 
 
 _SERVICE = host_pb2.DESCRIPTOR.services_by_name["ModelHostService"].full_name
 _Bytes = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
+_ByteStream = grpc.aio.UnaryStreamMultiCallable[bytes, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,7 @@ class _Line:
     channel: grpc.aio.Channel
     dispatch: DispatchLine
     execute: _Bytes
+    stream: _ByteStream
     status: _Bytes
 
     async def finish(self) -> None:
@@ -71,26 +76,29 @@ class HostClient:
         self._keys: dict[ModelKey, model_pb2.ModelKey] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
-    async def execute(self, host: HostRecord, key: ModelKey, payload: object, *, timeout_s: float) -> HostAnswer:
+    async def execute(
+        self, host: HostRecord, key: ModelKey, payload: object, *, service_class: ServiceClass, timeout_s: float
+    ) -> HostAnswer:
         """Run a call on one host.
 
         Args:
             host: The host.
             key: The version that is to answer.
-            payload: A `Payload`.
+            payload: A `Payload`; or one that is `Streamed`, and is answered by what is `Finished`.
+            service_class: Whom it is for.
             timeout_s: Seconds it may take.
 
         Raises:
             AttemptFailed: It failed or was refused.
         """
-        assert isinstance(payload, Payload)
+        assert isinstance(payload, Payload | Streamed)
         context = current()
         if context is None or not context.sampled:
-            return await self._execute(host, key, payload, timeout_s)
+            return await self._execute(host, key, payload, service_class, timeout_s)
         attributes = {"host": host.host_id, "model": key.model, "version": key.version}
         with self._telemetry.span("attempt", kind="client", attributes=attributes) as span:
             try:
-                return await self._execute(host, key, payload, timeout_s)
+                return await self._execute(host, key, payload, service_class, timeout_s)
             except AttemptFailed as failure:
                 span.set("rpc.grpc.status_code", status_of(failure.error).name)
                 span.fail(failure.error)
@@ -126,13 +134,24 @@ class HostClient:
             closing.cancel()
         await asyncio.gather(*(line.close() for line in lines), *self._closing, return_exceptions=True)
 
-    async def _execute(self, host: HostRecord, key: ModelKey, payload: Payload, timeout_s: float) -> HostAnswer:
+    async def _execute(
+        self,
+        host: HostRecord,
+        key: ModelKey,
+        payload: Payload | Streamed,
+        service_class: ServiceClass,
+        timeout_s: float,
+    ) -> HostAnswer:
         encoded_key = self._keys.get(key)
         if encoded_key is None:
             encoded_key = self._keys[key] = key_to(key)
+        if isinstance(payload, Streamed):
+            return await self._in_pieces(host, encoded_key, payload, service_class, timeout_s)
         if len(payload.raw) >= LARGE_BYTES:
-            return await self._alone(host, encoded_key, payload, timeout_s)
-        sent = self._line(host).dispatch.send(encoded_key, payload, timeout_s=timeout_s, trace=current())
+            return await self._alone(host, encoded_key, payload, service_class, timeout_s)
+        sent = self._line(host).dispatch.send(
+            encoded_key, payload, service_class=service_class, timeout_s=timeout_s, trace=current()
+        )
         try:
             return await sent.answer
         except asyncio.CancelledError:
@@ -142,8 +161,16 @@ class HostClient:
             told = self._told(host, failure.error)
             raise AttemptFailed(told, failure.load, never_sent=failure.never_sent) from None
 
-    async def _alone(self, host: HostRecord, key: model_pb2.ModelKey, payload: Payload, timeout_s: float) -> HostAnswer:
-        request = execute_request(key, payload)
+    async def _alone(
+        self,
+        host: HostRecord,
+        key: model_pb2.ModelKey,
+        payload: Payload,
+        service_class: ServiceClass,
+        timeout_s: float,
+    ) -> HostAnswer:
+        declared = None if service_class is ORDINARY else service_class_to(service_class)
+        request = execute_request(key, payload, declared)
         try:
             raw = await call(self._line(host).execute, request, timeout_s=timeout_s)
             response, rest = open_response(raw)
@@ -160,6 +187,39 @@ class HostClient:
             batch_size=rest.batch_size,
             load=load_from(rest.load) if rest.HasField("load") else None,
         )
+
+    async def _in_pieces(
+        self,
+        host: HostRecord,
+        key: model_pb2.ModelKey,
+        streamed: Streamed,
+        service_class: ServiceClass,
+        timeout_s: float,
+    ) -> HostAnswer:
+        declared = None if service_class is ORDINARY else service_class_to(service_class)
+        request = execute_request(key, streamed.payload, declared)
+        begun = False
+        try:
+            async with aclosing(read(self._line(host).stream, request, timeout_s=timeout_s)) as answers:
+                async for raw in answers:
+                    response, rest = open_piece(raw)
+                    if rest.HasField("totals"):
+                        return HostAnswer(
+                            payload=Finished(response, rest.totals),
+                            queue_s=seconds_from(rest.totals.queue),
+                            compute_s=seconds_from(rest.totals.compute),
+                            batch_size=rest.totals.beside,
+                            load=load_from(rest.load) if rest.HasField("load") else None,
+                        )
+                    begun = True
+                    await streamed.piece(response)
+        except YardError as error:
+            raise AttemptFailed(self._told(host, error), _load_of(error.__cause__), begun=begun) from error
+        except asyncio.CancelledError as error:
+            raise AttemptFailed(self._broken_off(host, error), None, begun=begun) from None
+        except DecodeError:
+            pass
+        raise AttemptFailed(Internal(f"host {host.host_id} answered with something else"), None, begun=begun)
 
     def _told(self, host: HostRecord, error: YardError) -> YardError:
         """`error` as callers are told; a host that is out of reach is reported."""
@@ -195,8 +255,9 @@ class HostClient:
                 clock=self._clock,
             )
             execute: _Bytes = channel.unary_unary(f"/{_SERVICE}/Execute")
+            stream: _ByteStream = channel.unary_stream(f"/{_SERVICE}/ExecuteStream")
             status: _Bytes = channel.unary_unary(f"/{_SERVICE}/GetStatus")
-            line = self._lines[process] = _Line(channel, dispatch, execute, status)
+            line = self._lines[process] = _Line(channel, dispatch, execute, stream, status)
         return line
 
 

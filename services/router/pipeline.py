@@ -24,6 +24,7 @@ from services.domain.errors import (
 from services.domain.model import tensor_faults
 from services.domain.request import InferCall
 from services.domain.rng import KeyedRng
+from services.domain.service_class import ServiceClass
 from services.policy import retrying
 from services.policy.admission import Reject, admit_to_router, allowance
 from services.policy.balancing import Draw
@@ -167,13 +168,16 @@ class Pipeline:
         decision = _begin(call, snapshot, destination, remaining_s)
         draw = self._draw(call, 1)
         deadline_s = decision.deadline_s
-        plan = self._planner.plan(call, destination, now_s=now_s, remaining_s=deadline_s, draw=draw)
+        service_class = decision.service_class
+        plan = self._planner.plan(
+            call, destination, now_s=now_s, remaining_s=deadline_s, draw=draw, service_class=service_class
+        )
         if isinstance(plan, Plan):
             _take(decision, plan)
         else:
             decision.reason = plan.message
         decision.candidates = self._planner.candidates(
-            call, destination, now_s=now_s, remaining_s=deadline_s, draw=draw
+            call, destination, now_s=now_s, remaining_s=deadline_s, draw=draw, service_class=service_class
         )
         return decision
 
@@ -215,10 +219,23 @@ class Pipeline:
         budget = self._budget(destination.name, start_s)
         budget.earn()
         draw = self._draw(call, 1)
-        plan = self._planner.plan(call, destination, now_s=start_s, remaining_s=decision.deadline_s, draw=draw)
+        service_class = decision.service_class
+        plan = self._planner.plan(
+            call,
+            destination,
+            now_s=start_s,
+            remaining_s=decision.deadline_s,
+            draw=draw,
+            service_class=service_class,
+        )
         if call.options.explain:
             decision.candidates = self._planner.candidates(
-                call, destination, now_s=start_s, remaining_s=decision.deadline_s, draw=draw
+                call,
+                destination,
+                now_s=start_s,
+                remaining_s=decision.deadline_s,
+                draw=draw,
+                service_class=service_class,
             )
         if isinstance(plan, YardError):
             raise plan
@@ -234,8 +251,16 @@ class Pipeline:
                 self._feedback.answered(decision)
                 return Answer(answer.payload, decision)
             tried.append(plan.record.host_id)
+            if answer.begun:
+                raise _final(answer.error, tried, "a part of the answer had been sent")
             plan = await self._again(
-                call, destination, deadline, tried, answer, in_good_standing=standing.forgives(answer.error)
+                call,
+                destination,
+                deadline,
+                tried,
+                answer,
+                in_good_standing=standing.forgives(answer.error),
+                service_class=service_class,
             )
 
     async def _again(
@@ -247,6 +272,7 @@ class Pipeline:
         failed: AttemptFailed,
         *,
         in_good_standing: bool,
+        service_class: ServiceClass,
     ) -> Plan:
         """The plan of the next attempt, after the backoff that it needs.
 
@@ -254,7 +280,8 @@ class Pipeline:
             YardError: What it failed with, if there is to be none.
         """
         error = failed.error
-        plan = self._replan(call, destination, deadline, number=len(tried) + 1, excluded=tried)
+        number = len(tried) + 1
+        plan = self._replan(call, destination, deadline, number=number, excluded=tried, service_class=service_class)
         now_s = self._clock.now_s()
         verdict = retrying.decide(
             retrying.Attempted(
@@ -276,13 +303,20 @@ class Pipeline:
         if verdict.backoff_s > 0.0:
             await self._clock.sleep(verdict.backoff_s)
         if isinstance(plan, YardError):
-            plan = self._replan(call, destination, deadline, number=len(tried) + 1, excluded=())
+            plan = self._replan(call, destination, deadline, number=number, excluded=(), service_class=service_class)
         if isinstance(plan, YardError):
             raise _final(error, tried, plan.message)
         return plan
 
     def _replan(
-        self, call: InferCall, destination: Destination, deadline: Deadline, *, number: int, excluded: Sequence[str]
+        self,
+        call: InferCall,
+        destination: Destination,
+        deadline: Deadline,
+        *,
+        number: int,
+        excluded: Sequence[str],
+        service_class: ServiceClass,
     ) -> Plan | YardError:
         """Decide anew, by what is known by now."""
         now_s = self._clock.now_s()
@@ -297,6 +331,7 @@ class Pipeline:
             remaining_s=deadline.at_s - now_s,
             draw=self._draw(call, number),
             excluded=excluded,
+            service_class=service_class,
         )
 
     def _budget(self, name: str, now_s: float) -> retrying.RetryBudget:
@@ -329,6 +364,7 @@ def _begin(call: InferCall, snapshot: Snapshot, destination: Destination, remain
         deadline_source=allowed.source,
         strategy=destination.strategy,
         registry_revision=snapshot.revision,
+        service_class=snapshot.service_class(call.options),
     )
 
 

@@ -12,6 +12,7 @@ from services.domain.host import HostRecord
 from services.domain.model import schema_faults
 from services.domain.objects import Single
 from services.domain.request import InferCall
+from services.domain.service_class import ORDINARY, ServiceClass
 from services.policy import balancing, choosing, scoring
 from services.policy.admission import Reject, RejectReason, admit_to_host
 from services.policy.scoring import VersionState
@@ -21,6 +22,10 @@ from services.router.snapshot import Destination, Option
 
 NO_HOST_RETRY_S = 1.0
 """When to try again while no host is ready: a load or a restart takes about that long at least."""
+
+
+CUT_RETRY_S = 1.0
+"""When to try again while every host refuses the class: cutoffs move once a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,7 @@ class Planner:
         remaining_s: float,
         draw: balancing.Draw,
         excluded: Collection[str] = (),
+        service_class: ServiceClass = ORDINARY,
     ) -> Plan | YardError:
         """Choose version and host.
 
@@ -89,6 +95,7 @@ class Planner:
             remaining_s: Seconds until the deadline.
             draw: The chance of this attempt.
             excluded: Ids of hosts not to use.
+            service_class: Whom the call is for.
 
         Returns:
             The plan, or why there is none.
@@ -99,7 +106,14 @@ class Planner:
         stops_early, only = isinstance(strategy, Single), len(destination.options) == 1
         for option in destination.options:
             look = self._look(
-                call, destination, option, now_s=now_s, remaining_s=remaining_s, draw=draw, excluded=excluded
+                call,
+                destination,
+                option,
+                now_s=now_s,
+                remaining_s=remaining_s,
+                draw=draw,
+                excluded=excluded,
+                service_class=service_class,
             )
             sound = not look.filtered and not look.doubtful
             if not looks and ((stops_early and sound) or (only and not look.filtered)):
@@ -120,11 +134,27 @@ class Planner:
         return Plan(look.option, state, record, look.pick.predicted_s, reason)
 
     def candidates(
-        self, call: InferCall, destination: Destination, *, now_s: float, remaining_s: float, draw: balancing.Draw
+        self,
+        call: InferCall,
+        destination: Destination,
+        *,
+        now_s: float,
+        remaining_s: float,
+        draw: balancing.Draw,
+        service_class: ServiceClass = ORDINARY,
     ) -> tuple[CandidateView, ...]:
         """Every option and all of its hosts, as `plan` would see them."""
         looks = [
-            self._look(call, destination, option, now_s=now_s, remaining_s=remaining_s, draw=draw, excluded=())
+            self._look(
+                call,
+                destination,
+                option,
+                now_s=now_s,
+                remaining_s=remaining_s,
+                draw=draw,
+                excluded=(),
+                service_class=service_class,
+            )
             for option in destination.options
         ]
         _put_off_doubtful(looks)
@@ -138,7 +168,7 @@ class Planner:
                 look.filtered,
                 score,
                 None if look.pick is None else look.pick.predicted_s,
-                self._host_scores(look, now_s),
+                self._host_scores(look, now_s, service_class.band),
             )
             for look, score in zip(looks, scores, strict=True)
         )
@@ -153,6 +183,7 @@ class Planner:
         remaining_s: float,
         draw: balancing.Draw,
         excluded: Collection[str],
+        service_class: ServiceClass,
     ) -> _Look:
         look = _Look(option, states=self._book.states(option))
         if call.inputs and not destination.one_schema and (faults := schema_faults(call.inputs, option.model.inputs)):
@@ -168,28 +199,46 @@ class Planner:
                 if zone in ("", record.zone) and record.host_id not in excluded
             ]
         if states:
-            pick = look.pick = self._pick(option, states, now_s, draw)
-            if not look.filtered:
-                self._admit(look, pick, now_s, remaining_s)
+            look.pick = self._pick(option, states, now_s, draw, service_class.band)
+            if look.pick.state.host.cuts(service_class.level, now_s):
+                look.pick = self._pick_uncut(look, states, now_s, draw, service_class)
+            if look.pick is not None and not look.filtered:
+                self._admit(look, look.pick, now_s, remaining_s)
         elif not look.filtered:
             look.no_host = True
             look.filtered = _no_host(option, zone, excluded)
         return look
 
     def _pick(
-        self, option: Option, states: Sequence[VersionState], now_s: float, draw: balancing.Draw
+        self, option: Option, states: Sequence[VersionState], now_s: float, draw: balancing.Draw, band: int
     ) -> balancing.Pick:
         routers, zone = self._fleet.routers, self._fleet.zone
         if not zone:
-            return balancing.pick(states, now_s=now_s, routers=routers, draw=draw)
+            return balancing.pick(states, now_s=now_s, routers=routers, draw=draw, band=band)
         zones = {state: record.zone for state, record in zip(self._book.states(option), option.hosts, strict=True)}
         near = [state for state in states if zones[state] == zone]
         far = [state for state in states if zones[state] != zone]
         if not near or not far:
-            return balancing.pick(near or far, now_s=now_s, routers=routers, draw=draw)
-        local = balancing.pick(near, now_s=now_s, routers=routers, draw=draw)
-        remote = balancing.pick(far, now_s=now_s, routers=routers, draw=draw)
+            return balancing.pick(near or far, now_s=now_s, routers=routers, draw=draw, band=band)
+        local = balancing.pick(near, now_s=now_s, routers=routers, draw=draw, band=band)
+        remote = balancing.pick(far, now_s=now_s, routers=routers, draw=draw, band=band)
         return balancing.nearest(local, remote, way_s=self._fleet.zone_way_s)
+
+    def _pick_uncut(
+        self,
+        look: _Look,
+        states: Sequence[VersionState],
+        now_s: float,
+        draw: balancing.Draw,
+        service_class: ServiceClass,
+    ) -> balancing.Pick | None:
+        """The pick among hosts that do not refuse the class now; None if all do, and `look` then says so."""
+        uncut = [state for state in states if not state.host.cuts(service_class.level, now_s)]
+        if uncut:
+            return self._pick(look.option, uncut, now_s, draw, service_class.band)
+        look.rejected = Reject(RejectReason.QUEUE_TOO_LONG, CUT_RETRY_S)
+        look.filtered = look.filtered or f"every host that has it refuses calls of band {service_class.band} now"
+        return None
 
     def _admit(self, look: _Look, pick: balancing.Pick, now_s: float, remaining_s: float) -> None:
         verdict = admit_to_host(
@@ -204,13 +253,13 @@ class Planner:
                 f"predicted {pick.predicted_s * 1e3:.3g} ms, over the {max(0.0, remaining_s) * 1e3:.3g} ms left"
             )
 
-    def _host_scores(self, look: _Look, now_s: float) -> tuple[scoring.HostScore, ...]:
+    def _host_scores(self, look: _Look, now_s: float, band: int) -> tuple[scoring.HostScore, ...]:
         return tuple(
             scoring.HostScore(
                 host_id=record.host_id,
                 zone=record.zone,
-                predicted_s=scoring.completion_s(state, now_s, routers=self._fleet.routers),
-                backlog=scoring.backlog(state, now_s, routers=self._fleet.routers),
+                predicted_s=scoring.completion_s(state, now_s, routers=self._fleet.routers, band=band),
+                backlog=scoring.backlog(state, now_s, routers=self._fleet.routers, band=band),
                 penalty_s=scoring.penalty_s(state, now_s),
             )
             for state, record in zip(look.states, look.option.hosts, strict=True)

@@ -2,18 +2,19 @@
 
 import itertools
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Protocol, TypeAlias
 
 import grpc.aio
 
 from modelyard.inference.v1 import inference_pb2 as pb
-from services.chassis.encoding import Encoded
+from services.chassis.encoding import Buffer, Encoded
 from services.chassis.telemetry import current
 from services.domain.request import InferCall
 from services.router import wire
-from services.router.frames import Received, with_decision
+from services.router.frames import Payload, Received, with_decision
 from services.router.pipeline import Answer, Pipeline
+from services.router.streaming import Streamed, last_message, piece_message
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -45,6 +46,20 @@ class Calls:
     async def run(self, request: Received, context: Context, *, remaining_s: float | None) -> Answer:
         """Run one call, perhaps of several in a stream, that has `remaining_s` left; None if it has no deadline."""
         return await self._pipeline.route(self.read(request, context), remaining_s=remaining_s)
+
+    async def stream(
+        self,
+        request: Received,
+        context: Context,
+        piece: Callable[[Buffer], Awaitable[None]],
+        *,
+        remaining_s: float | None,
+    ) -> Answer:
+        """Run one call that is answered in pieces: each goes to `piece`, what it is `Finished` with comes back."""
+        call = self.read(request, context)
+        assert isinstance(call.payload, Payload)
+        call = call._replace(payload=Streamed(call.payload, piece))
+        return await self._pipeline.route(call, remaining_s=remaining_s)
 
     def read(self, request: Received, context: Context, *, dry: bool = False) -> InferCall:
         """A request as the decisions see it."""
@@ -84,6 +99,18 @@ class InferenceServicer:
     async def Infer(self, request: Received, context: Context) -> Encoded:
         """Route one call."""
         return encoded(await self._calls.infer(request, context))
+
+    async def InferStream(self, request: pb.InferStreamRequest, context: Context) -> None:
+        """Route one call, answer in pieces."""
+        inner = request.request
+        received = Received.of(inner, inner.SerializeToString())
+
+        async def piece(response: Buffer) -> None:
+            await context.write(piece_message(response))
+
+        answer = await self._calls.stream(received, context, piece, remaining_s=context.time_remaining())
+        await context.write(last_message(answer))
+        context.set_trailing_metadata(wire.trailing_metadata(answer.decision))
 
     async def InferMany(self, messages: AsyncIterator[Any], context: Context) -> None:
         """Route many calls."""

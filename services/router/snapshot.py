@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from services.domain.errors import Fault, ModelNotFound, NotSupported, VersionNotFound
+from services.domain.errors import Fault, InvalidRequest, ModelNotFound, NotSupported, VersionNotFound
 from services.domain.host import HostRecord
 from services.domain.model import ModelKey, ModelState, TensorMeta, schema_faults
 from services.domain.objects import (
@@ -19,14 +19,19 @@ from services.domain.objects import (
     ModelVersion,
     Object,
     ObjectKey,
+    Policy,
     Pool,
     Route,
     RouteTarget,
     Single,
+    Tenant,
     semver_order,
 )
 from services.domain.persistent import Sorted, Trie
+from services.domain.request import RouteOptions
+from services.domain.service_class import ServiceClass
 from services.domain.strategies import strategy_name
+from services.policy.classing import DEFAULT_POLICY, class_of
 
 NAMED = 10
 """Most names that an error lists."""
@@ -54,6 +59,8 @@ class Objects:
     versions: Trie[str, Mapping[str, ModelVersion]] = field(default_factory=Trie)
     """By model, then version."""
     pools: Trie[str, Pool] = field(default_factory=Trie)
+    policies: Trie[str, Policy] = field(default_factory=Trie)
+    tenants: Trie[str, Tenant] = field(default_factory=Trie)
     names: Sorted[str] = field(default_factory=lambda: Sorted(rank=str), compare=False)
     """Of models and routes: what callers may name."""
 
@@ -62,6 +69,8 @@ class Objects:
         models: dict[str, Model] = {}
         routes: dict[str, Route] = {}
         pools: dict[str, Pool] = {}
+        policies: dict[str, Policy] = {}
+        tenants: dict[str, Tenant] = {}
         versions: dict[str, dict[str, ModelVersion]] = {}
         gone: dict[str, list[str]] = {}
         for key in deletes:
@@ -77,6 +86,10 @@ class Objects:
                     routes[item.metadata.name] = item
                 case Pool():
                     pools[item.metadata.name] = item
+                case Policy():
+                    policies[item.metadata.name] = item
+                case Tenant():
+                    tenants[item.metadata.name] = item
                 case ModelVersion():
                     self._copied(versions, item.metadata.name)[item.version] = item
         made = Objects(
@@ -88,6 +101,8 @@ class Objects:
                 [name for name, of_model in versions.items() if not of_model],
             ),
             self.pools.changed(pools, gone.get("Pool", ())),
+            self.policies.changed(policies, gone.get("Policy", ())),
+            self.tenants.changed(tenants, gone.get("Tenant", ())),
         )
         came = {name for name in (*models, *routes) if not self.knows(name)}
         went = {name for kind in ("Model", "Route") for name in gone.get(kind, ())}
@@ -102,12 +117,14 @@ class Objects:
         """What came or is another one than in `before`, and what went; does not look at what both share."""
         upserts: list[Object] = []
         deletes: list[ObjectKey] = []
-        models, routes, pools = (
-            self.models.differing(before.models),
-            self.routes.differing(before.routes),
-            self.pools.differing(before.pools),
+        kinds: tuple[tuple[str, tuple[Mapping[str, Object], Iterable[str]]], ...] = (
+            ("Model", self.models.differing(before.models)),
+            ("Route", self.routes.differing(before.routes)),
+            ("Pool", self.pools.differing(before.pools)),
+            ("Policy", self.policies.differing(before.policies)),
+            ("Tenant", self.tenants.differing(before.tenants)),
         )
-        for kind, (puts, drops) in (("Model", models), ("Route", routes), ("Pool", pools)):
+        for kind, (puts, drops) in kinds:
             upserts += puts.values()
             deletes += [ObjectKey(kind, name) for name in drops]
         versions, gone = self.versions.differing(before.versions)
@@ -127,8 +144,10 @@ class Objects:
         """Every object."""
         return [
             *self.models.values(),
+            *self.policies.values(),
             *self.pools.values(),
             *self.routes.values(),
+            *self.tenants.values(),
             *(version for of_model in self.versions.values() for version in of_model.values()),
         ]
 
@@ -166,6 +185,11 @@ class Destination:
     def strategy(self) -> str:
         """The strategy's name."""
         return strategy_name(self.route.strategy)
+
+    @property
+    def generates(self) -> bool:
+        """Whether an option answers in pieces."""
+        return any(option.version.generation is not None for option in self.options)
 
     def executable(self) -> "Destination":
         """This, to be called.
@@ -228,6 +252,7 @@ class Snapshot:
         self.hosts = hosts
         self._destinations: dict[tuple[str, str], Destination] = {}
         self._ready: dict[ModelKey, tuple[HostRecord, ...]] | None = None
+        self._classes: dict[tuple[str, str, int], ServiceClass] = {}
 
     def followed_by(self, objects: Objects, touched: Iterable[ObjectKey]) -> "Snapshot":
         """The view of the same hosts and other `objects`, of which those that were `touched` differ.
@@ -244,7 +269,7 @@ class Snapshot:
                     routes.add(key.name)
                 case "Model" | "ModelVersion":
                     models.add(key.name)
-                case "Pool":
+                case "Pool" | "Policy" | "Tenant":
                     pass
                 case _:
                     return made
@@ -271,6 +296,27 @@ class Snapshot:
         if found is None:
             found = self.destination(name).pinned(version) if version else self._destination(name)
             self._destinations[name, version] = found
+        return found
+
+    def service_class(self, options: RouteOptions) -> ServiceClass:
+        """The class of a call with these options.
+
+        Raises:
+            InvalidRequest: Its tenant or its tier is none, or not for it.
+        """
+        asked = (options.tenant, options.tier, options.priority)
+        found = self._classes.get(asked)
+        if found is None:
+            tenant = self.objects.tenants.get(options.tenant) if options.tenant else None
+            policy = self.objects.policies.get(DEFAULT_POLICY if tenant is None else tenant.policy)
+            made = class_of(
+                policy, tenant, tenant_name=options.tenant, tier_name=options.tier, priority=options.priority
+            )
+            if isinstance(made, Fault):
+                raise InvalidRequest.of([made])
+            if len(self._classes) >= CARRIED:  # callers may make up as many priorities as they like
+                self._classes.clear()
+            found = self._classes[asked] = made
         return found
 
     def fits(self, name: str, version: str, inputs: tuple[TensorMeta, ...]) -> Destination | None:

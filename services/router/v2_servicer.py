@@ -14,10 +14,11 @@ from services.domain.errors import ModelNotFound, NoReadyHost, NotSupported, Ver
 from services.domain.host import HostRecord
 from services.domain.model import ModelKey
 from services.router import v2_wire
-from services.router.frames import Received, streamed
+from services.router.frames import Received
 from services.router.pipeline import Answer
 from services.router.servicer import Calls, encoded
 from services.router.snapshot import Destination, Snapshot
+from services.router.v2_streaming import StreamInfer
 
 SERVER_NAME = "modelyard"
 
@@ -26,9 +27,6 @@ EXTENSIONS = ("model_repository", "model_configuration", "parameters", "statisti
 
 STATUS_TIMEOUT_S = 1.0
 """Longest wait for a host's statistics; one that does not answer is left out."""
-
-STREAM_AHEAD = 32
-"""Requests of one stream that are worked on at once; answers keep the order of the requests."""
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -88,18 +86,9 @@ class GRPCInferenceServicer:
         return _encoded(request, await self._calls.infer(request, context))
 
     async def ModelStreamInfer(self, requests: AsyncIterator[Received], context: Context) -> None:
-        """Route every request of a stream; answers keep their order."""
-        ahead: asyncio.Queue[asyncio.Task[Encoded | v2.ModelStreamInferResponse] | None] = asyncio.Queue(STREAM_AHEAD)
-        async with asyncio.TaskGroup() as group:
-
-            async def read() -> None:
-                async for request in requests:
-                    await ahead.put(group.create_task(self._streamed(request, context)))
-                await ahead.put(None)
-
-            group.create_task(read())
-            while (running := await ahead.get()) is not None:
-                await context.write(await running)
+        """Route every request of a stream."""
+        stream = StreamInfer(calls=self._calls, snapshot=self._current, encode=_encoded, context=context)
+        await stream.run(requests)
 
     async def ModelStatistics(self, request: v2.ModelStatisticsRequest, context: Context) -> v2.ModelStatisticsResponse:
         """Statistics of one name, or of every model, from the hosts that answer."""
@@ -187,22 +176,6 @@ class GRPCInferenceServicer:
 
     def _destination(self, name: str, version: str) -> Destination:
         return self._snapshot().destination(name, version).executable()
-
-    async def _streamed(self, request: Received, context: Context) -> Encoded | v2.ModelStreamInferResponse:
-        """One answer of a stream; an error is an answer too."""
-        try:
-            return streamed(
-                _encoded(request, await self._calls.run(request, context, remaining_s=context.time_remaining()))
-            )
-        except YardError as error:
-            text = error.message
-        except Exception as error:
-            logger().error("a request of a stream failed unexpectedly", exc_info=error)
-            text = "internal"
-        return v2.ModelStreamInferResponse(
-            error_message=text,
-            infer_response=v2.ModelInferResponse(model_name=request.message.model_name, id=request.request_id),
-        )
 
     async def _status(self, host: HostRecord, timeout_s: float) -> host_pb2.GetStatusResponse | None:
         try:

@@ -61,7 +61,7 @@ def config_to(destination: Destination) -> config_pb.ModelConfig:
     """
     options = destination.options
     config = config_pb.ModelConfig(name=destination.name, platform=_platform(options))
-    config.model_transaction_policy.decoupled = False
+    config.model_transaction_policy.decoupled = destination.generates
     if not options:
         return config
     first = next((option for option in options if option.hosts), options[0])

@@ -8,7 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 
 from modelyard.inference.v1 import inference_pb2 as pb
-from services.chassis.codec import CONTENTS, duration_to
+from services.chassis.codec import CONTENTS, duration_to, service_class_to
 from services.chassis.encoding import varint
 from services.chassis.errors import status_of
 from services.domain.errors import Fault, InvalidRequest
@@ -16,6 +16,7 @@ from services.domain.host import HostRecord
 from services.domain.model import TensorMeta
 from services.domain.objects import ModelVersion
 from services.domain.request import InferCall, Preference, RouteOptions
+from services.domain.service_class import ORDINARY
 from services.policy.admission import DeadlineSource
 from services.router.decision import Attempt, CandidateView, Decision
 from services.router.frames import Payload, Received
@@ -199,6 +200,8 @@ def encode_decision(decision: Decision) -> bytes:
     for attempt in decision.attempts:
         encoded = _encode_attempt(attempt)
         parts += (_ATTEMPTS, varint(len(encoded)), encoded)
+    if decision.service_class is not ORDINARY:
+        parts.append(pb.Decision(service_class=service_class_to(decision.service_class)).SerializeToString())
     if decision.candidates:
         parts.append(pb.Decision(candidates=map(_candidate_to, decision.candidates)).SerializeToString())
     return b"".join(parts)
@@ -304,6 +307,9 @@ def _options(
         zone=wishes.zone,
         idempotent=wishes.idempotent if wishes.HasField("idempotent") else True,
         explain=wishes.explain,
+        tenant=wishes.tenant,
+        tier=wishes.tier,
+        priority=wishes.priority,
     )
     return options, timeout_s
 
@@ -330,6 +336,16 @@ def _parameters(message: pb.InferRequest, wishes: pb.RouteOptions, faults: list[
             faults.append(Fault("parameters[min_quality]", "must be a number in [0, 1]"))
         else:
             wishes.min_quality = quality
+    if "priority" in parameters:
+        priority = _number(parameters["priority"])
+        if priority is None or priority != int(priority) or not 0 <= priority < 2**31:
+            faults.append(Fault("parameters[priority]", "must be a whole number, 0 or more"))
+        else:
+            wishes.priority = int(priority)
+    if "tier" in parameters:
+        wishes.tier = parameters["tier"].string_param
+        if not wishes.tier:
+            faults.append(Fault("parameters[tier]", "must be the name of a tier"))
     return timeout_s
 
 

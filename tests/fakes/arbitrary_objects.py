@@ -8,11 +8,13 @@ from services.domain.model import TensorSpec
 from services.domain.objects import (
     Artifact,
     Backend,
+    Generation,
     Lineage,
     Metadata,
     Model,
     ModelVersion,
     Object,
+    Padding,
     Policy,
     Pool,
     Route,
@@ -86,6 +88,12 @@ versions = st.builds(
     st.lists(names, max_size=2).map(tuple),
     texts,
     st.none() | st.builds(SmokeTest, samples, samples, numbers, st.none() | millis),
+    st.none() | st.builds(Generation, *(st.integers(1, 1 << 20) for _ in range(4))),
+    st.booleans(),
+    st.lists(
+        st.builds(Padding, names, st.integers(0, 9), numbers, st.dictionaries(names, st.integers(0, 9), max_size=2)),
+        max_size=2,
+    ).map(tuple),
 )
 pools = st.builds(
     Pool,

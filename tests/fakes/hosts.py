@@ -6,6 +6,7 @@ from services.domain.clock import ManualClock
 from services.domain.errors import YardError
 from services.domain.host import HostLoad, HostRecord, ModelLoad
 from services.domain.model import ModelKey
+from services.domain.service_class import ServiceClass
 from services.router.attempting import AttemptFailed, HostAnswer
 
 Behaviour = Callable[[], YardError | None]
@@ -19,6 +20,8 @@ class FakeHosts:
         self.calls: list[tuple[str, ModelKey]] = []
         self.timeouts_s: list[float] = []
         self.behaviour: dict[str, Behaviour] = {}
+        self.begun: set[str] = set()
+        """Hosts that fail only after a part of the answer has gone out."""
         self.took_s = took_s
         self._clock = clock
         self._sequence = 0
@@ -31,14 +34,16 @@ class FakeHosts:
         """The host answers from now on."""
         self.behaviour.pop(host_id, None)
 
-    async def execute(self, host: HostRecord, key: ModelKey, payload: object, *, timeout_s: float) -> HostAnswer:
+    async def execute(
+        self, host: HostRecord, key: ModelKey, payload: object, *, service_class: ServiceClass, timeout_s: float
+    ) -> HostAnswer:
         """Answer or fail."""
         self.calls.append((host.host_id, key))
         self.timeouts_s.append(timeout_s)
         error = self.behaviour.get(host.host_id, lambda: None)()
         self._clock.advance(self.took_s if error is None else 0.001)
         if error is not None:
-            raise AttemptFailed(error, None)
+            raise AttemptFailed(error, None, begun=host.host_id in self.begun)
         self._sequence += 1
         load = ModelLoad(key, 0, 0, 1, self.took_s - 0.002, 0.0)
         return HostAnswer(

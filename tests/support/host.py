@@ -233,6 +233,9 @@ async def running_host(
     registry: str = "",
     address: str | None = None,
     metrics_port: int = 0,
+    program: Sequence[str] = ("services.model_host",),
+    device: str = "cpu",
+    environ: Mapping[str, str] | None = None,
 ) -> AsyncIterator[HostProcess]:
     """A host that serves; it is ended with the block.
 
@@ -244,21 +247,24 @@ async def running_host(
         registry: HOST:PORT; empty reports to none.
         address: HOST:PORT; None takes a free one.
         metrics_port: 0 serves no metrics.
+        program: The module that is run, and its arguments before those of a host.
+        device: What it computes with.
+        environ: More of its environment.
     """
     where = address or f"127.0.0.1:{free_ports(1)[0]}"
     directory.mkdir(parents=True, exist_ok=True)
     log = directory / f"{host_id}.log"
     command = [
-        *(sys.executable, "-m", "services.model_host"),
+        *(sys.executable, "-m", *program),
         *("--host-id", host_id, "--instance", host_id, "--pool", pool, "--registry", registry, "--address", where),
-        *("--metrics-port", str(metrics_port), "--cache-dir", str(directory / "cache" / host_id), "--device", "cpu"),
+        *("--metrics-port", str(metrics_port), "--cache-dir", str(directory / "cache" / host_id), "--device", device),
         *flags,
     ]
     with log.open("ab") as output:
         process = await asyncio.create_subprocess_exec(
             *command,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}"},
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}", **(environ or {})},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -1,11 +1,12 @@
 """What every framework offers: to load an artifact, and to predict with it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from services.domain.objects import Model, ModelVersion
-from services.model_host.device import ComputeDevice
+from services.model_host.devices.base import ComputeDevice
+from services.model_host.sequences import Advance, Prompt, Wish
 from services.model_host.tensors import NDArray
 
 
@@ -25,6 +26,77 @@ class LoadedModel(Protocol):
         ...
 
 
+@runtime_checkable
+class Parkable(Protocol):
+    """A model that can wait in the host's memory, off the device. It is not called meanwhile."""
+
+    @property
+    def parked_bytes(self) -> int:
+        """What it takes there."""
+        ...
+
+    def park(self) -> None:
+        """Leave the device."""
+        ...
+
+    def unpark(self) -> None:
+        """Come back to the device.
+
+        Raises:
+            Exception: Whatever the device raises, such as for lack of memory.
+        """
+        ...
+
+
+@runtime_checkable
+class GenerativeModel(Protocol):
+    """A model in memory that answers in pieces, many requests at once, each in a slot.
+
+    But for `read`, it is called from one thread at a time. Slots are numbered from 0, and there are as many as the
+    version's `generation` says.
+    """
+
+    def read(self, inputs: Mapping[str, NDArray], wishes: Mapping[str, Wish]) -> Prompt:
+        """Read one request; quickly, and from any thread.
+
+        Args:
+            inputs: As of `LoadedModel.predict`.
+            wishes: The request's parameters, of which unknown ones are ignored; `seed` is always there.
+
+        Raises:
+            InvalidRequest: It cannot be followed.
+        """
+        ...
+
+    def join(self, slot: int, prompt: Prompt) -> None:
+        """Let a sequence have a slot, of which nothing is computed yet."""
+        ...
+
+    def step(self, prefill: Sequence[tuple[int, int]], decode: Sequence[int]) -> dict[int, Advance]:
+        """Compute one step.
+
+        Args:
+            prefill: Slots, and how many further tokens of their prompts to compute. The last token of a prompt
+                gives the first one of the answer.
+            decode: Slots whose prompts are computed: one further token of each, whatever the others are.
+
+        Returns:
+            What it did, by slot.
+
+        Raises:
+            Exception: Nothing has changed then that would show, so that the step can be repeated in parts.
+        """
+        ...
+
+    def leave(self, slot: int) -> None:
+        """Free a slot, if a sequence has it."""
+        ...
+
+    def collect(self, pieces: Sequence[Mapping[str, NDArray]]) -> dict[str, NDArray]:
+        """The whole answer of its pieces, of which there may be none."""
+        ...
+
+
 class Backend(Protocol):
     """A framework."""
 
@@ -39,7 +111,7 @@ class Backend(Protocol):
         version: ModelVersion,
         model: Model,
         device: ComputeDevice,
-    ) -> LoadedModel:
+    ) -> LoadedModel | GenerativeModel:
         """Load a version.
 
         Args:

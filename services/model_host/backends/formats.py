@@ -19,6 +19,8 @@ MAX_RATIO = 100
 """An archive may be this many times as large unpacked; real weights hardly shrink at all."""
 
 _MAX_HEADER_BYTES = 100 << 20
+_ENCRYPTED = 0x1
+_PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _PICKLE_PROTOCOLS = range(2, 6)
 _COMPRESSED = (
     b"\x1f\x8b",
@@ -72,7 +74,7 @@ def _format_of_zip(path: Path) -> Format:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, OverflowError, ValueError, struct.error) as error:
         raise ArtifactRejected(f"{path.name} is a broken archive: {error}") from error
     _check_members(path, members)
     names = {PurePosixPath(member.filename).name for member in members}
@@ -88,13 +90,17 @@ def _format_of_zip(path: Path) -> Format:
 def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
     if len(members) > MAX_MEMBERS:
         raise ArtifactRejected(f"{path.name} holds {len(members)} files, and {MAX_MEMBERS} are the most")
+    if len({member.filename for member in members}) < len(members):
+        raise ArtifactRejected(f"{path.name} holds two files of one name, of which readers choose differently")
     unpacked = 0
     for member in members:
         name = PurePosixPath(member.filename)
-        if name.is_absolute() or ".." in name.parts or "\\" in member.filename:
+        if name.is_absolute() or ".." in name.parts or "\\" in member.filename or not member.filename.isprintable():
             raise ArtifactRejected(f"{path.name} holds a file whose name leads out of it")
         if stat.S_ISLNK(member.external_attr >> 16):
             raise ArtifactRejected(f"{path.name} holds a link")
+        if member.flag_bits & _ENCRYPTED or member.compress_type not in _PACKED:
+            raise ArtifactRejected(f"{path.name} holds a file that is encrypted or packed in a way no model is")
         unpacked += member.file_size
     if unpacked > MAX_RATIO * path.stat().st_size:
         raise ArtifactRejected(f"{path.name} unpacks to {unpacked} bytes, over {MAX_RATIO} times its size")

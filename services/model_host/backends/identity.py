@@ -10,7 +10,7 @@ from pathlib import Path
 
 from services.domain.errors import ArtifactRejected
 from services.domain.objects import Model, ModelVersion
-from services.model_host.device import ComputeDevice
+from services.model_host.devices.base import ComputeDevice
 from services.model_host.tensors import NDArray
 
 

@@ -7,6 +7,7 @@ with the tokenizer, `text_input` the input that holds the texts, `max_length` th
 `pooling: mean` the model's first output, states of tokens, becomes one embedding per text.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,8 @@ from services.domain.host import DeviceKind
 from services.domain.model import TensorSpec
 from services.domain.objects import Model, ModelVersion
 from services.model_host.backends.formats import Format, format_of
-from services.model_host.device import ComputeDevice
+from services.model_host.backends.onnx_scan import check_onnx
+from services.model_host.devices.base import ComputeDevice
 from services.model_host.tensors import NUMPY, NDArray
 
 if TYPE_CHECKING:
@@ -115,10 +117,17 @@ class OnnxTextModel:
 class OnnxBackend:
     """Loads ONNX files."""
 
+    def __init__(self, *, threads: int = 1) -> None:
+        """Compute one graph with `threads` threads."""
+        self._threads = threads
+
     def prepare(self, device: ComputeDevice) -> None:
         """Import onnxruntime."""
+        # Else it tells its maker the names and hashes of models, and keeps an id of the machine in the home folder.
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
         import onnxruntime  # noqa: PLC0415
 
+        onnxruntime.disable_telemetry_events()
         onnxruntime.set_default_logger_severity(3)
 
     def load(
@@ -138,7 +147,8 @@ class OnnxBackend:
         found = format_of(artifact)
         if found is not Format.OTHER:
             raise ArtifactRejected(f"onnxruntime takes ONNX files; {artifact.name} is {found.value}")
-        session = _session(artifact, device)
+        check_onnx(artifact)
+        session = _session(artifact, device, self._threads)
         options = version.backend.options
         outputs = _outputs(session, model, options)
         if "tokenizer" in options:
@@ -146,13 +156,15 @@ class OnnxBackend:
         return _plain_model(session, model, options, outputs)
 
 
-def _session(artifact: Path, device: ComputeDevice) -> Any:
+def _session(artifact: Path, device: ComputeDevice, threads: int) -> Any:
     import onnxruntime  # noqa: PLC0415
 
     settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = 1
+    settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 3
+    # Else a name that ends in .ort makes it read another format, which nothing here has looked at.
+    settings.add_session_config_entry("session.load_model_format", "ONNX")
     providers = ["CPUExecutionProvider"]
     if device.kind is DeviceKind.CUDA and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         providers.insert(0, "CUDAExecutionProvider")

@@ -6,6 +6,7 @@ each output follows from the output's datatype (`predict` for integers, booleans
 the option `outputs`, such as `label=predict,scores=decision_function`.
 """
 
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from services.domain.host import DeviceKind
 from services.domain.model import TensorSpec
 from services.domain.objects import Model, ModelVersion
 from services.model_host.backends.formats import Format, format_of
-from services.model_host.device import ComputeDevice
+from services.model_host.backends.tree_check import check_trees
+from services.model_host.devices.base import ComputeDevice
 from services.model_host.tensors import FLOATS, NUMPY, NDArray
 
 TRUSTED = frozenset(
@@ -34,6 +36,9 @@ TRUSTED = frozenset(
 )
 """What a file may hold beyond skops' own list: parts of scikit-learn's estimators that hold data and
 run nothing of the file's choosing."""
+
+MAX_SCHEMA_BYTES = 64 << 20
+"""Longest description of an estimator; a forest of 1,000 trees has about 10 MB."""
 
 METHODS = ("decision_function", "predict", "predict_log_proba", "predict_proba", "score_samples", "transform")
 """What an estimator may be asked."""
@@ -93,6 +98,7 @@ class SklearnBackend:
                 f"sklearn takes skops files (skops.io.dump); {artifact.name} is {found.value}"
                 + (", and pickle can run code when it is read" if found in (Format.PICKLE, Format.COMPRESSED) else "")
             )
+        _check_schema_size(artifact)
         try:
             unknown = set(skops_io.get_untrusted_types(file=artifact)) - TRUSTED
         except Exception as error:  # a broken schema makes it raise anything
@@ -107,7 +113,22 @@ class SklearnBackend:
             raise ArtifactRejected(
                 f"{artifact.name} cannot be loaded ({type(error).__name__}: {error})"[:500]
             ) from error
+        check_trees(estimator)
         return SklearnModel(estimator, model, _methods(estimator, model, version.backend.options))
+
+
+def _check_schema_size(artifact: Path) -> None:
+    """A schema becomes Python objects many times its size before any type in it is looked at.
+
+    Raises:
+        ArtifactRejected: It is too large.
+    """
+    with zipfile.ZipFile(artifact) as archive:
+        size_bytes = max(member.file_size for member in archive.infolist() if member.filename.endswith("schema.json"))
+    if size_bytes > MAX_SCHEMA_BYTES:
+        raise ArtifactRejected(
+            f"{artifact.name} describes itself in {size_bytes} bytes, and {MAX_SCHEMA_BYTES} are the most"
+        )
 
 
 def _methods(estimator: object, model: Model, options: Mapping[str, str]) -> dict[str, str]:

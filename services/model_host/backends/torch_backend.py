@@ -14,9 +14,10 @@ import numpy as np
 from services.domain.errors import ArtifactRejected
 from services.domain.host import DeviceKind
 from services.domain.objects import Model, ModelVersion
-from services.model_host.backends.base import LoadedModel
+from services.model_host.backends.base import GenerativeModel, LoadedModel
 from services.model_host.backends.formats import Format, format_of
-from services.model_host.device import ComputeDevice
+from services.model_host.backends.safetensors_check import check_safetensors
+from services.model_host.devices.base import ComputeDevice, Staging
 from services.model_host.tensors import NDArray, bf16_from_float, float_from_bf16
 
 EXPORTED = "exported"
@@ -26,8 +27,17 @@ EXPORTED = "exported"
 class TorchModel:
     """An architecture with its weights, called in inference mode."""
 
-    def __init__(self, predict: Callable[[dict[str, NDArray]], dict[str, NDArray]], model: Model) -> None:
-        """Call `predict`; inputs and outputs of `model` that are BF16 are float32 for it."""
+    def __init__(
+        self, predict: Callable[[dict[str, NDArray]], dict[str, NDArray]], model: Model, staging: Staging = np.empty
+    ) -> None:
+        """Call `predict`; inputs and outputs of `model` that are BF16 are float32 for it.
+
+        Args:
+            predict: Computes, given writable arrays.
+            model: The schema.
+            staging: Memory for inputs that must be copied because they are views of received bytes.
+        """
+        self._staging = staging
         self._predict = predict
         self._bf16_inputs = frozenset(spec.name for spec in model.inputs if spec.datatype == "BF16")
         self._bf16_outputs = frozenset(spec.name for spec in model.outputs if spec.datatype == "BF16")
@@ -37,7 +47,7 @@ class TorchModel:
         import torch  # noqa: PLC0415
 
         given = {
-            name: float_from_bf16(array) if name in self._bf16_inputs else _writable(array)
+            name: float_from_bf16(array) if name in self._bf16_inputs else self._writable(array)
             for name, array in inputs.items()
         }
         with torch.inference_mode():
@@ -45,6 +55,52 @@ class TorchModel:
         for name in self._bf16_outputs & outputs.keys():
             outputs[name] = bf16_from_float(outputs[name])
         return outputs
+
+    def _writable(self, array: NDArray) -> NDArray:
+        """`array`, copied if it is a view of received bytes: torch has no read-only tensors."""
+        if array.flags.writeable:
+            return array
+        copied = self._staging(array.shape, array.dtype)
+        copied[...] = array
+        return copied
+
+
+class ParkableTorchModel(TorchModel):
+    """One whose weights can wait in the host's memory: pinned there, if the device is another, to come back fast."""
+
+    def __init__(
+        self,
+        predict: Callable[[dict[str, NDArray]], dict[str, NDArray]],
+        model: Model,
+        staging: Staging,
+        module: Any,
+        where: Any,
+    ) -> None:
+        """As a TorchModel; `module` has the weights, and computes on the torch device `where`."""
+        super().__init__(predict, model, staging)
+        self._module = module
+        self._where = where
+
+    @property
+    def parked_bytes(self) -> int:
+        """Bytes of its weights."""
+        tensors = (*self._module.parameters(), *self._module.buffers())
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def park(self) -> None:
+        """Move the weights to the host's memory."""
+        if self._where.type != "cpu":
+            self._module.to("cpu")
+            for tensor in (*self._module.parameters(), *self._module.buffers()):
+                tensor.data = tensor.data.pin_memory()
+
+    def unpark(self) -> None:
+        """Move the weights to the device."""
+        self._module.to(self._where, non_blocking=True)
+        if self._where.type != "cpu":
+            import torch  # noqa: PLC0415
+
+            torch.cuda.current_stream().synchronize()
 
 
 class TorchBackend:
@@ -72,7 +128,7 @@ class TorchBackend:
         version: ModelVersion,
         model: Model,
         device: ComputeDevice,
-    ) -> LoadedModel:
+    ) -> LoadedModel | GenerativeModel:
         """Read the weights and pour them into the architecture.
 
         Raises:
@@ -84,7 +140,7 @@ class TorchBackend:
         where = _torch_device(device)
         found = format_of(artifact)
         if found is Format.TORCH_EXPORT or version.backend.architecture == EXPORTED:
-            return self._exported(artifact, found, version, model, where)
+            return self._exported(artifact, found, version, model, device)
         architecture = architectures.build(version.backend.architecture, version.backend.options, files)
         state = _state_dict(artifact, found)
         module = architecture.module
@@ -96,10 +152,19 @@ class TorchBackend:
         module.eval()
         module.requires_grad_(False)
         module.to(where)
-        return TorchModel(lambda inputs: architecture.predict(inputs, where), model)
+        if version.generation is not None and isinstance(architecture, architectures.Generative):
+            del state  # the module has its own, and packs them anew
+            return architecture.generator(version.generation, where)
+        return ParkableTorchModel(
+            lambda inputs: architecture.predict(inputs, where), model, device.staging, module, where
+        )
 
-    def _exported(self, artifact: Path, found: Format, version: ModelVersion, model: Model, where: Any) -> LoadedModel:
+    def _exported(
+        self, artifact: Path, found: Format, version: ModelVersion, model: Model, device: ComputeDevice
+    ) -> LoadedModel:
         import torch  # noqa: PLC0415
+
+        from services.model_host.backends.torch_tensors import to_arrays, to_device  # noqa: PLC0415
 
         if found is not Format.TORCH_EXPORT:
             raise ArtifactRejected(
@@ -110,6 +175,7 @@ class TorchBackend:
                 f"{artifact.name} is a torch.export archive, which can run code when it is read: it needs "
                 "backend.executes_code and a pool that trusts its artifacts"
             )
+        where = _torch_device(device)
         program = torch.export.load(artifact)
         module = program.module()
         module.to(where)
@@ -117,12 +183,12 @@ class TorchBackend:
         inputs = [spec.name for spec in model.inputs]
 
         def predict(given: dict[str, NDArray]) -> dict[str, NDArray]:
-            tensors = [torch.from_numpy(given[name]).to(where) for name in inputs if name in given]
+            tensors = [to_device(given[name], where) for name in inputs if name in given]
             answers = module(*tensors)
             answers = answers if isinstance(answers, tuple | list) else (answers,)
-            return {name: _to_numpy(answer) for name, answer in zip(names, answers, strict=False)}
+            return to_arrays(dict(zip(names, answers, strict=False)))
 
-        return TorchModel(predict, model)
+        return TorchModel(predict, model, device.staging)
 
 
 def _state_dict(artifact: Path, found: Format) -> Mapping[str, Any]:
@@ -136,6 +202,7 @@ def _state_dict(artifact: Path, found: Format) -> Mapping[str, Any]:
     from safetensors.torch import load_file  # noqa: PLC0415
 
     if found is Format.SAFETENSORS:
+        check_safetensors(artifact)
         try:
             return load_file(artifact)
         except SafetensorError as error:
@@ -162,15 +229,3 @@ def _torch_device(device: ComputeDevice) -> Any:
     import torch  # noqa: PLC0415
 
     return torch.device("cuda" if device.kind is DeviceKind.CUDA else "cpu")
-
-
-def _writable(array: NDArray) -> NDArray:
-    """`array`, copied if it is a view of received bytes: torch has no read-only tensors."""
-    return array if array.flags.writeable else np.array(array)
-
-
-def _to_numpy(answer: Any) -> NDArray:
-    import torch  # noqa: PLC0415
-
-    tensor = answer.detach().cpu()
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # type: ignore[no-any-return]

@@ -28,7 +28,7 @@ class ModelHostCommand:
         self._trace_ratio = trace_ratio
         self._log_level = log_level
 
-    def __call__(self, host_id: str, pool: Pool, *, address: str, metrics_port: int) -> Sequence[str]:
+    def __call__(self, host_id: str, pool: Pool, *, address: str, metrics_port: int, cpus: str) -> Sequence[str]:
         """The command line of one host, on the interpreter that runs this."""
         argv = [sys.executable, "-m", "services.model_host", "--host-id", host_id, "--instance", host_id]
         argv += ["--pool", pool.metadata.name, "--zone", pool.zone, "--registry", self._registry]
@@ -37,4 +37,5 @@ class ModelHostCommand:
         argv += ["--device", pool.device_kind.value.lower(), "--memory-bytes", str(pool.memory_bytes)]
         argv += ["--trusts-artifacts" if pool.trusts_artifacts else "--no-trusts-artifacts"]
         argv += ["--otlp-endpoint", self._otlp_endpoint or "", "--trace-ratio", str(self._trace_ratio)]
+        argv += ["--cpus", cpus] if cpus else []
         return [*argv, "--log-level", self._log_level]

@@ -15,6 +15,7 @@ from typing import Protocol
 from services.domain.clock import Clock
 from services.domain.errors import StaleFencingToken, YardError
 from services.domain.objects import Pool
+from services.policy.core_sharing import share_of
 from services.policy.restarting import Restarts, after_end
 from services.resource_manager.launchers.processes import Processes, environment, port_is_free
 from services.resource_manager.launchers.run_directory import LauncherBusy, RunDirectory, RunFile
@@ -44,8 +45,8 @@ HOST_ADDRESS = "127.0.0.1"
 class HostCommand(Protocol):
     """What a host is started with."""
 
-    def __call__(self, host_id: str, pool: Pool, *, address: str, metrics_port: int) -> Sequence[str]:
-        """The command line."""
+    def __call__(self, host_id: str, pool: Pool, *, address: str, metrics_port: int, cpus: str) -> Sequence[str]:
+        """The command line; `cpus` is empty where the host may run on all."""
         ...
 
 
@@ -85,6 +86,7 @@ class LocalLauncher:
         directory: Path,
         base_port: int,
         metrics: bool,
+        processors: Sequence[int],
         command: HostCommand,
         drainer: Drainer,
         journal: Journal,
@@ -96,6 +98,7 @@ class LocalLauncher:
             directory: The mesh directory, absolute: `run/` and `logs/` are below it.
             base_port: First port of hosts.
             metrics: Whether hosts serve metrics, at their port + 1000.
+            processors: What hosts share among them, each its part, ascending; none: each host may run on all.
             command: What a host is started with.
             drainer: Tells a host to finish.
             journal: Where decisions are kept.
@@ -104,6 +107,7 @@ class LocalLauncher:
         self._directory = directory
         self._base_port = base_port
         self._metrics = metrics
+        self._processors = processors
         self._command = command
         self._drainer = drainer
         self._journal = journal
@@ -232,7 +236,8 @@ class LocalLauncher:
             )
             await self._let_go(name)
             try:
-                entry = await asyncio.to_thread(self._start, name, pool, authority.fencing_token)
+                cpus = self._cpus_of(name, wanted)
+                entry = await asyncio.to_thread(self._start, name, pool, cpus, authority.fencing_token)
             except OSError as error:
                 self._restarts[name] = after_end(restarts, ran_s=0.0, now_s=self._clock.now_s())
                 self._journal.close(decision_id, str(error))
@@ -250,7 +255,13 @@ class LocalLauncher:
         while port and not port_is_free(port) and self._clock.now_s() < until_s:
             await self._clock.sleep(LET_GO_S / 50)
 
-    def _start(self, name: str, pool: Pool, token: int) -> RunFile:
+    def _cpus_of(self, name: str, wanted: Mapping[str, Pool]) -> str:
+        """Its part of the processors. Hosts that run already keep what they were given among fewer or more."""
+        if not self._processors:
+            return ""
+        return ",".join(map(str, share_of(list(wanted).index(name), len(wanted), self._processors)))
+
+    def _start(self, name: str, pool: Pool, cpus: str, token: int) -> RunFile:
         """Start a host, unless it runs; in a thread, since it waits for the disk."""
         with self._files.guarded(token):
             before = self._files.hosts().get(name)
@@ -259,7 +270,7 @@ class LocalLauncher:
             port = self._port_for(name)
             address = f"{HOST_ADDRESS}:{port}"
             metrics_port = port + METRICS_OFFSET if self._metrics else 0
-            argv = list(self._command(name, pool, address=address, metrics_port=metrics_port))
+            argv = list(self._command(name, pool, address=address, metrics_port=metrics_port, cpus=cpus))
             entry = RunFile(name=name, pid=0, create_time=0.0, argv=argv, address=address, pool=pool.metadata.name)
             self._files.write(entry)
             try:

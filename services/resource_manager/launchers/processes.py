@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from services.chassis.process import RECYCLE
+
 SAME_START_S = 1.0
 """Creation times this close are the same: the operating system derives them from a boot time that
 moves a little when the clock is set. No pid comes round again within it."""
@@ -68,6 +70,8 @@ class Processes:
         code = self._ended.pop(pid, None)
         if code is None:
             return "ended"  # somebody else's child: the operating system does not say
+        if code == RECYCLE:
+            return "ended to be started anew"
         if code >= 0:
             return f"ended with code {code}"
         with contextlib.suppress(ValueError):

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from modelyard.host.v1 import host_pb2, host_pb2_grpc, opaque_pb2
-from modelyard.type.v1 import error_pb2
+from modelyard.type.v1 import error_pb2, service_class_pb2
 from services.chassis.errors import from_rpc_error
 from services.domain.errors import DeadlineRequired, InvalidRequest, MalformedMessage
 from services.model_host.dispatching import MOST_CALLS
@@ -61,9 +61,14 @@ class Stream:
         self.messages: list[host_pb2.DispatchResponse] = []
         """What has come."""
 
-    async def send(self, *calls: host_pb2.DispatchedCall, cancels: tuple[int, ...] = ()) -> None:
+    async def send(
+        self,
+        *calls: host_pb2.DispatchedCall,
+        cancels: tuple[int, ...] = (),
+        classes: tuple[host_pb2.DeclaredClass, ...] = (),
+    ) -> None:
         """Send a message."""
-        await self.call.write(host_pb2.DispatchRequest(calls=calls, cancels=cancels))
+        await self.call.write(host_pb2.DispatchRequest(calls=calls, cancels=cancels, classes=classes))
 
     async def read(self) -> host_pb2.DispatchResponse | None:
         """The next message; None at the end of the stream."""
@@ -592,3 +597,52 @@ async def test_a_drain_by_order_answers_what_was_taken_and_refuses_the_rest(tmp_
         check_own(results)
         assert (sorted(results), status) == ([1, 2], grpc.StatusCode.OK)
         assert await host.wait_exit() == 0
+
+
+def a_class(number: int, tenant: str, band: int) -> host_pb2.DeclaredClass:
+    return host_pb2.DeclaredClass(
+        number=number, service_class=service_class_pb2.ServiceClass(tenant=tenant, tier=f"t{band}", band=band)
+    )
+
+
+async def test_calls_of_an_earlier_band_are_computed_first_and_counted_apart(host: HostProcess) -> None:
+    stream = Stream(host)
+    calls = [a_call(number, model="held") for number in range(5)]
+    for call, number in zip(calls[1:], (2, 2, 1, 1), strict=True):
+        call.class_number = number
+    await stream.send(calls[0])
+    await stream.send(*calls[1:], classes=(a_class(1, "a", 1), a_class(2, "b", 8)))
+    order: list[int] = []
+    while len(order) < 5:
+        message = await stream.read()
+        assert message is not None
+        check_own({result.number: result for result in message.results})
+        order += [result.number for result in message.results]
+
+    assert order == [0, 3, 4, 1, 2]
+    bands = {each.band: each for each in (await statistics(host, "held")).bands}
+    assert (bands[1].success_count, bands[8].success_count) == (2, 2)
+    assert bands[8].queue_total.ToTimedelta() > bands[1].queue_total.ToTimedelta()
+
+
+async def test_a_class_that_was_not_declared_fails_its_call_alone(host: HostProcess) -> None:
+    stream = Stream(host)
+    await host.load(version_object("classless"))
+    lost, well = a_call(1, model="classless"), a_call(2, model="classless")
+    lost.class_number = 77
+    await stream.send(lost, well)
+    results = await stream.results(2)
+
+    assert results[1].failure.reason == error_pb2.ERROR_REASON_INVALID_REQUEST
+    assert "77 was not declared" in results[1].failure.field_violations[0].description
+    check_own({2: results[2]})
+
+
+@pytest.mark.parametrize("number", [0, 5])
+async def test_a_class_number_that_is_none_or_taken_ends_the_stream(host: HostProcess, number: int) -> None:
+    stream = Stream(host)
+    await stream.send(classes=(a_class(5, "a", 1), a_class(number, "b", 2)))
+    refusal = await stream.refusal()
+
+    assert isinstance(refusal, InvalidRequest)
+    assert "declared once" in str(refusal.faults[0])

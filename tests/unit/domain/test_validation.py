@@ -48,7 +48,7 @@ def test_every_fault_is_found_at_once() -> None:
         VERSION,
         version="1.0",
         backend=Backend("tensorflow"),
-        artifact=Artifact("https://x/y", "abc"),
+        artifact=Artifact("ftp://x/y", "abc"),
         min_replicas=-1,
         quality=2.0,
     )

@@ -66,7 +66,9 @@ def install(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
 
 class TestRegistry:
     def test_an_unknown_name_is_rejected_with_the_known_ones(self) -> None:
-        with pytest.raises(ArtifactRejected, match=r"'resnet'.*bert_encoder, efficientnet_lite, mlp, small_cnn"):
+        with pytest.raises(
+            ArtifactRejected, match=r"'resnet'.*bert_encoder, efficientnet_lite, llama_decoder, mlp, small_cnn"
+        ):
             build("resnet", {}, {})
 
     def test_an_installed_package_adds_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:

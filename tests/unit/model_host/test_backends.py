@@ -24,8 +24,8 @@ from services.model_host.backends.formats import Format, format_of
 from services.model_host.backends.identity import IdentityBackend
 from services.model_host.backends.onnx_backend import OnnxBackend
 from services.model_host.backends.sklearn_backend import SklearnBackend
-from services.model_host.backends.torch_backend import EXPORTED, TorchBackend
-from services.model_host.device import CpuDevice
+from services.model_host.backends.torch_backend import EXPORTED, TorchBackend, TorchModel
+from services.model_host.devices.cpu import CpuDevice
 from tests.support.onnx_file import linear_onnx
 
 CPU = CpuDevice(name="test", memory_bytes=1 << 30)
@@ -65,7 +65,9 @@ def torch_backend(*, trusts: bool = False) -> TorchBackend:
 
 def load_mlp(path: Path, *, outputs: tuple[TensorSpec, ...] = (TensorSpec("logits", "FP32", (-1, 3)),)) -> LoadedModel:
     version = version_of("torch", {"sizes": "4,3", "input": "x"}, architecture="mlp")
-    return torch_backend().load(path, {}, version, model_of(*outputs), CPU)
+    loaded = torch_backend().load(path, {}, version, model_of(*outputs), CPU)
+    assert isinstance(loaded, TorchModel)
+    return loaded
 
 
 @pytest.fixture
@@ -137,6 +139,7 @@ def test_bf16_comes_in_as_bits_and_goes_out_as_bits(mlp_state: dict[str, torch.T
     version = version_of("torch", {"sizes": "4,3", "input": "x"}, architecture="mlp")
     model = model_of(TensorSpec("logits", "BF16", (-1, 3)), inputs=(TensorSpec("x", "BF16", (-1, 4)),))
     loaded = torch_backend().load(tmp_path / "w.safetensors", {}, version, model, CPU)
+    assert isinstance(loaded, TorchModel)
     bits = torch.from_numpy(ROWS).to(torch.bfloat16).view(torch.uint16).numpy()
     answer = loaded.predict({"x": bits})["logits"]
     exact = load_mlp(tmp_path / "w.safetensors").predict({"x": ROWS})["logits"]
@@ -158,6 +161,7 @@ def test_an_exported_program_is_read_only_where_code_is_allowed_and_trusted(tmp_
             torch_backend(trusts=trusts).load(path, {}, version, model, CPU)
     version = version_of("torch", architecture=EXPORTED, executes_code=True)
     loaded = torch_backend(trusts=True).load(path, {}, version, model, CPU)
+    assert isinstance(loaded, TorchModel)
     expected = linear(torch.from_numpy(ROWS)).detach().numpy()
     assert np.allclose(loaded.predict({"x": ROWS})["y"], expected)
 

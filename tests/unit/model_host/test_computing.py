@@ -4,65 +4,44 @@ import asyncio
 import contextlib
 import mmap
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from services.domain.clock import ManualClock, SystemClock
 from services.domain.errors import ArtifactRejected, BudgetExhausted, ModelFailed, Overloaded
-from services.domain.host import DeviceKind
 from services.domain.model import ModelKey, TensorSpec
-from services.domain.objects import Backend, Metadata, Model, ModelVersion, WarmupTensor
-from services.model_host import device as devices
+from services.domain.objects import Backend, Metadata, Model, ModelVersion, SmokeTest, WarmupTensor
 from services.model_host.batch_queue import BatchQueue
-from services.model_host.device import CpuDevice, Peak
+from services.model_host.calls import Call, Step
+from services.model_host.devices import cpu
+from services.model_host.devices.cpu import CpuDevice
 from services.model_host.executor import STUCK_FLOOR_S, Executor
-from services.model_host.lane import Call, Lane, Step
+from services.model_host.lane import Lane
 from services.model_host.predictor import Predictor, WrongOutput, gather
-from services.model_host.tensors import NDArray, to_raw
+from services.model_host.smoke import misfit_of
+from services.model_host.tensors import NDArray, to_raw, zeros
 from services.model_host.warmup import warm_up
 from services.model_host.wire import Tensors
 from services.model_host.worker import Worker
 from services.policy.batch_times import ServiceTimes
 from services.policy.batching import batch_sizes
+from tests.fakes.simulated_device import Fault, SimulatedDevice
 
 X, Y = TensorSpec("x", "FP32", (-1, 2)), TensorSpec("y", "FP32", (-1, 2))
 
 
-class NoRoom(Exception):
-    """The simulated device's memory ran out."""
+ROW_BYTES = 1 << 20
+"""What one row takes while it is computed."""
 
 
-class Fire(Exception):
-    """The simulated device is broken."""
-
-
-class SimulatedDevice:
-    """An accelerator whose memory holds so many rows at once."""
-
-    kind = DeviceKind.CUDA
-    name = "simulated"
-    memory_bytes = 1 << 20
-
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-        self.released = 0
-
-    @contextlib.contextmanager
-    def measure(self) -> Iterator[Peak]:
-        peak = Peak()
-        yield peak
-        peak.peak_bytes = 1
-
-    def release(self) -> None:
-        self.released += 1
-
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        return isinstance(error, NoRoom)
-
-    def is_broken(self, error: BaseException) -> bool:
-        return isinstance(error, Fire)
+def room_for(rows: int) -> SimulatedDevice:
+    """A device whose memory holds so many rows at once."""
+    return SimulatedDevice(memory_bytes=rows * ROW_BYTES)
 
 
 class Doubling:
@@ -76,12 +55,11 @@ class Doubling:
     def predict(self, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
         rows = inputs["x"]
         self.batches.append(len(rows))
-        if len(rows) > self.device.rows:
-            raise NoRoom
         for value, error in self.poison.items():
             if value in rows:
                 raise error
-        return {"y": rows * 2}
+        outputs: dict[str, NDArray] = self.device.run(ROW_BYTES * len(rows), lambda: {"y": rows * 2})
+        return outputs
 
 
 def a_model(*, inputs: tuple[TensorSpec, ...] = (X,), outputs: tuple[TensorSpec, ...] = (Y,)) -> Model:
@@ -99,7 +77,9 @@ class Notes:
 
     def step_done(self, key: ModelKey, step: Step) -> None: ...
 
-    def call_dropped(self, key: ModelKey, cause: str) -> None: ...
+    def call_dropped(self, key: ModelKey, band: int, cause: str) -> None: ...
+
+    def device_wasted(self, key: ModelKey, device_s: float) -> None: ...
 
     def device_broken(self) -> None:
         self.broken = True
@@ -110,7 +90,7 @@ class Yard:
 
     def __init__(self, rows: int) -> None:
         self.clock = SystemClock()
-        self.device = SimulatedDevice(rows)
+        self.device = room_for(rows)
         self.model = Doubling(self.device)
         self.worker = Worker("compute", self.clock)
         self.executor = Executor(worker=self.worker, device=self.device, clock=self.clock)
@@ -174,9 +154,14 @@ async def test_a_bad_input_fails_only_itself_and_tells_nothing_of_it() -> None:
                 assert result.tolist() == [[2.0 * n] * 2]
 
 
-async def test_a_model_that_calls_exit_fails_its_call_and_not_the_host() -> None:
+class Panic(BaseException):
+    """As libraries in Rust raise it."""
+
+
+@pytest.mark.parametrize("raised", [SystemExit(3), Panic("index out of bounds")])
+async def test_a_model_that_exits_or_panics_fails_its_call_and_not_the_host(raised: BaseException) -> None:
     async with running() as yard:
-        yard.model.poison[1.0] = SystemExit(3)
+        yard.model.poison[1.0] = raised
         lane = yard.lane()
         with pytest.raises(ModelFailed):
             await yard.ask(lane, 1.0)
@@ -205,7 +190,7 @@ async def test_out_of_memory_is_retryable_and_smaller_batches_then_fit() -> None
 
 async def test_a_broken_device_is_reported() -> None:
     async with running() as yard:
-        yard.model.poison[1.0] = Fire()
+        yard.model.poison[1.0] = torch.AcceleratorError(Fault.ECC.value)
         with pytest.raises(Exception, match="broken"):
             await yard.ask(yard.lane(), 1.0)
         assert yard.notes.broken
@@ -213,7 +198,7 @@ async def test_a_broken_device_is_reported() -> None:
 
 async def test_what_nobody_waits_for_any_more_is_not_computed() -> None:
     clock = ManualClock()
-    worker, model = Worker("compute", clock), Doubling(SimulatedDevice(8))
+    worker, model = Worker("compute", clock), Doubling(room_for(8))
     worker.start()
     executor = Executor(worker=worker, device=model.device, clock=clock)
     predictor = Predictor(model, a_model(), a_version(batch=1))
@@ -238,7 +223,7 @@ async def test_a_thread_that_hangs_makes_no_progress() -> None:
     clock = ManualClock()
     worker = Worker("compute", clock)
     worker.start()
-    executor = Executor(worker=worker, device=SimulatedDevice(1), clock=clock)
+    executor = Executor(worker=worker, device=room_for(1), clock=clock)
     assert executor.progressing(clock.now_s())
     begun, hang = threading.Event(), threading.Event()
 
@@ -260,7 +245,7 @@ async def test_utilization_is_the_share_of_the_last_second_spent_computing() -> 
     clock = ManualClock()
     worker = Worker("compute", clock)
     worker.start()
-    executor = Executor(worker=worker, device=SimulatedDevice(1), clock=clock)
+    executor = Executor(worker=worker, device=room_for(1), clock=clock)
     executor.utilization(clock.now_s())
     await worker.run(lambda: clock.advance(1.5))
     clock.advance(0.5)
@@ -318,6 +303,25 @@ def test_gathering_copies_into_new_memory_in_order() -> None:
     assert not np.shares_memory(batch["x"], many[0]["x"])
 
 
+def test_a_batch_is_gathered_in_the_memory_that_the_device_gives() -> None:
+    given: list[NDArray] = []
+
+    def staging(shape: Sequence[int], dtype: np.dtype[Any], /) -> NDArray:
+        given.append(np.empty(shape, dtype))
+        return given[-1]
+
+    class Seeing:
+        def predict(self, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
+            assert inputs["x"] is given[-1]
+            return {"y": inputs["x"]}
+
+    predictor = Predictor(Seeing(), a_model(), a_version(), staging)
+    ones = np.ones((1, 2), np.float32)
+    answers = predictor.predict_batch([{"x": ones}, {"x": 2 * ones}], [1, 1])
+    assert [answer["y"].tolist() for answer in answers] == [[[1, 1]], [[2, 2]]]
+    assert len(given) == 1
+
+
 # --- warm-up -------------------------------------------------------------------------------------
 
 
@@ -328,7 +332,7 @@ def warmed(model: Doubling, version: ModelVersion, described: Model | None = Non
 
 
 def test_warm_up_runs_every_size_and_learns_its_time() -> None:
-    model = Doubling(SimulatedDevice(100))
+    model = Doubling(room_for(100))
     times, ceiling = warmed(model, a_version(batch=12))
     assert set(model.batches) == {1, 2, 4, 8, 12}
     assert ceiling == 0
@@ -336,11 +340,11 @@ def test_warm_up_runs_every_size_and_learns_its_time() -> None:
 
 
 def test_warm_up_finds_the_largest_size_that_fits_the_device() -> None:
-    model = Doubling(SimulatedDevice(5))
+    model = Doubling(room_for(5))
     _, ceiling = warmed(model, a_version(batch=16))
     assert ceiling == 4
-    with pytest.raises(NoRoom):
-        warmed(Doubling(SimulatedDevice(0)), a_version(batch=16))
+    with pytest.raises(torch.OutOfMemoryError):
+        warmed(Doubling(room_for(0)), a_version(batch=16))
 
 
 def test_samples_of_the_version_are_run_as_they_are() -> None:
@@ -352,14 +356,63 @@ def test_samples_of_the_version_are_run_as_they_are() -> None:
             return super().predict(inputs)
 
     sample = {"x": WarmupTensor((2, 2), to_raw(np.array([[1, 2], [3, 4]], np.float32)))}
-    warmed(Seeing(SimulatedDevice(8)), a_version(batch=4, warmup=(sample,)))
+    warmed(Seeing(room_for(8)), a_version(batch=4, warmup=(sample,)))
     assert seen[0] == [[1, 2], [3, 4]]
     assert [1, 2] in seen[-1]
     assert len(seen[-1]) == 4
 
     wrong = {"x": WarmupTensor((2, 3), b"")}
     with pytest.raises(ArtifactRejected, match=r"warm-up sample 0: .*must have shape"):
-        warmed(Doubling(SimulatedDevice(8)), a_version(warmup=(wrong,)))
+        warmed(Doubling(room_for(8)), a_version(warmup=(wrong,)))
+
+
+def smoke_of(*outputs: float, tolerance: float = 0.0) -> SmokeTest:
+    """Expects so much of an input of 1, 2."""
+    rows = np.array([outputs], np.float32)
+    inputs = {"x": WarmupTensor((1, 2), to_raw(np.array([[1, 2]], np.float32)))}
+    return SmokeTest(inputs, {"y": WarmupTensor(rows.shape, to_raw(rows))}, tolerance)
+
+
+@pytest.mark.parametrize("smoke", [smoke_of(2, 4), smoke_of(2.1, 3.9, tolerance=0.2)])
+def test_a_version_that_answers_as_when_it_landed_is_loaded(smoke: SmokeTest) -> None:
+    model = Doubling(room_for(8))
+    warmed(model, replace(a_version(batch=2), smoke=smoke))
+    assert model.batches[:2] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("smoke", "said"),
+    [
+        (smoke_of(2, 5), r"it answered 4 as element 1 of output 'y', expected 5 ± 0 \(1 of 2 differ\)"),
+        (smoke_of(2.1, 3.9, tolerance=0.01), r"\(2 of 2 differ\)"),
+        (smoke_of(2, 4, 6), r"it answered output 'y' in \[1, 2\], expected \[1, 3\]"),
+    ],
+)
+def test_a_version_that_answers_otherwise_than_when_it_landed_is_not_loaded(smoke: SmokeTest, said: str) -> None:
+    with pytest.raises(ModelFailed, match=f"m:1.0.0 does not pass its smoke test here: .*{said}"):
+        warmed(Doubling(room_for(8)), replace(a_version(), smoke=smoke))
+
+
+@pytest.mark.parametrize(
+    ("datatype", "array", "other"),
+    [
+        ("BYTES", np.array([b"a", b"bc"], np.object_), np.array([b"a", b"bd"], np.object_)),
+        ("BF16", np.array([0x3F80, 0x7FC0], np.uint16), np.array([0x3F80, 0x3F80], np.uint16)),
+        ("INT64", np.array([1, -7]), np.array([1, -8])),
+        ("BOOL", np.array([True, False]), np.array([True, True])),
+        ("FP32", np.array([1.0, np.nan], np.float32), np.array([1.0, 0.0], np.float32)),
+    ],
+)
+def test_a_smoke_test_compares_outputs_of_any_type(datatype: str, array: NDArray, other: NDArray) -> None:
+    outputs = (TensorSpec("y", datatype, (-1,)), TensorSpec("free", "FP32", (-1,)))
+    test = SmokeTest({}, {"y": WarmupTensor((2,), to_raw(array))})
+    assert misfit_of(outputs, test, {"y": array, "free": np.zeros(1)}) == ""
+    assert "of output 'y'" in misfit_of(outputs, test, {"y": other}) or datatype == "BYTES"
+    assert misfit_of(outputs, test, {"y": other}) != ""
+    zero = SmokeTest({}, {"y": WarmupTensor((2,))})
+    assert misfit_of(outputs, zero, {"y": zeros(datatype, (2,))}) == ""
+    short = SmokeTest({}, {"y": WarmupTensor((2,), b"x")})
+    assert "cannot be held to output 'y'" in misfit_of(outputs, short, {"y": array})
 
 
 # --- device --------------------------------------------------------------------------------------
@@ -371,10 +424,10 @@ def test_the_meter_sees_memory_that_was_taken_and_given_back(monkeypatch: pytest
         block = mmap.mmap(-1, 40_000_000)  # not from the heap, which may still have as much from before
         np.frombuffer(block, np.uint8)[:] = 1
         del block
-    if devices._reset_peak():
+    if cpu._reset_peak():
         assert 35_000_000 < peak.peak_bytes < 80_000_000
 
-    monkeypatch.setattr(devices, "_reset_peak", lambda: False)  # not permitted here
+    monkeypatch.setattr(cpu, "_reset_peak", lambda: False)  # not permitted here
     kept: list[NDArray] = []
     with device.measure() as peak:
         kept.append(np.frombuffer(mmap.mmap(-1, 40_000_000), np.uint8))
@@ -388,7 +441,7 @@ def test_the_meter_sees_memory_that_was_taken_and_given_back(monkeypatch: pytest
     ("make", "out_of_memory"),
     [
         (lambda: np.empty(1 << 60, np.uint8), True),
-        (lambda: __import__("torch").empty(1 << 55), True),
+        (lambda: torch.empty(1 << 55), True),
         (lambda: np.zeros(2) @ np.zeros(3), False),
     ],
 )
@@ -398,9 +451,3 @@ def test_a_cpu_knows_its_own_out_of_memory(make: Callable[[], object], out_of_me
         make()
     assert device.is_out_of_memory(caught.value) is out_of_memory
     assert not device.is_broken(caught.value)
-
-
-def test_the_cpu_is_chosen_where_it_is_asked_for_and_its_budget_kept() -> None:
-    chosen = devices.choose("cpu", 12345)
-    assert (chosen.kind, chosen.memory_bytes) == (DeviceKind.CPU, 12345)
-    assert devices.choose("cpu", 0).memory_bytes > 1 << 28

@@ -19,10 +19,12 @@ from services.domain.errors import (
 from services.domain.host import DeviceKind
 from services.domain.model import ModelKey, ModelState
 from services.domain.objects import Model, ModelVersion
+from services.model_host.hosted import Loaded
 from services.model_host.lane import Lane
-from services.model_host.lifecycle import Lifecycle, Loaded
+from services.model_host.lifecycle import Lifecycle
 from services.model_host.orders import LoadOrder
 from services.policy.batch_times import ServiceTimes
+from services.policy.batching import TightestBudget
 from tests.fakes.objects import MIB, a_model, a_version
 
 A, B = ModelKey("a", "1.0.0"), ModelKey("b", "1.0.0")
@@ -46,7 +48,20 @@ class HandLoader:
             raise self.fails[key]
         return Loaded(object(), object(), self.measured.get(key, version.memory_bytes), ServiceTimes(0.01), 0)
 
+    async def bring(self, model: Model, version: ModelVersion) -> object:
+        raise NotImplementedError
+
+    async def leave(self, model: object) -> None:
+        raise NotImplementedError
+
+    async def trim(self) -> None: ...
+
     async def release(self) -> None:
+        self.released += 1
+
+    @asynccontextmanager
+    async def unloading(self, key: ModelKey) -> AsyncIterator[None]:
+        yield
         self.released += 1
 
 
@@ -67,11 +82,17 @@ class HandServing:
         times: ServiceTimes,
         ceiling: int = 0,
     ) -> Lane:
-        return Lane(key, model, max_batch_size, max_wait_s, slo_s, times, ceiling)
+        return Lane(key, model, max_batch_size, max_wait_s, slo_s, times, TightestBudget(), ceiling)
 
     async def close(self, lane: Lane) -> None:
         lane.closed = True
         await self.gate.acquire()
+
+    def arrived(self, lane: Lane, model: object) -> None:
+        raise NotImplementedError
+
+    def refuse_all(self, lane: Lane, error: YardError) -> None:
+        raise NotImplementedError
 
 
 class Host:

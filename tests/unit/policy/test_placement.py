@@ -11,7 +11,7 @@ from services.domain.model import ModelKey, ModelState
 from services.domain.objects import ModelVersion
 from services.policy.fitting import Failure, Site, Standing, memory_need
 from services.policy.placement import Assignment, place
-from tests.fakes.objects import MIB, a_host, a_version
+from tests.fakes.objects import MIB, a_host, a_version, hosted
 
 NAMES = ("m0", "m1", "m2", "m3", "m4")
 Measured = dict[tuple[ModelKey, DeviceKind], int]
@@ -206,3 +206,37 @@ def test_the_order_in_which_facts_come_changes_nothing(
     expected = place(versions, sites, measured)
 
     assert place(versions[::-1], sites[::-1], measured) == expected
+
+
+def test_versions_that_may_come_and_go_share_what_the_others_leave() -> None:
+    guests = [replace(a_version(f"g{number}", mib=30), on_demand=True) for number in range(6)]
+    sites = [Site(a_host(f"h{number}", mib=100)) for number in range(2)]
+    pinned = [a_version("pinned", replicas=2, mib=70)]
+
+    found = place([*guests, *pinned], sites, {})
+
+    assert not found.unplaced
+    at = Counter(load.host_id for load in found.loads if load.key.model.startswith("g"))
+    assert at == {"h0": 3, "h1": 3}
+
+
+def test_a_version_that_may_come_and_go_must_fit_beside_what_stays() -> None:
+    found = place(
+        [replace(a_version("guest", mib=31), on_demand=True), a_version("pinned", mib=70)],
+        [Site(a_host("h0", hosted("pinned", mib=70), mib=100))],
+        {},
+    )
+
+    assert [(each.key.model, each.missing) for each in found.unplaced] == [("guest", 1)]
+    assert "needs 31.0 MiB" in found.unplaced[0].reason
+
+
+def test_what_is_away_for_the_moment_leaves_no_room_to_others() -> None:
+    """A host's guests are in its record with what they were measured to take, whether in memory just now or not."""
+    record = a_host("h0", *(hosted(f"g{number}", mib=40) for number in range(5)), mib=100)
+    guests = [replace(a_version(f"g{number}", mib=40), on_demand=True) for number in range(5)]
+
+    found = place([*guests, a_version("fits", mib=60), a_version("not", mib=1)], [Site(record)], {})
+
+    assert [load.key.model for load in found.loads] == ["fits"]
+    assert [each.key.model for each in found.unplaced] == ["not"]

@@ -220,3 +220,30 @@ def test_predictions_are_finite_and_never_below_the_idle_time(
     assert math.isfinite(predicted_s)
     assert predicted_s >= scoring.idle_s(state, later_s) - 1e-12
     assert scoring.backlog(state, later_s, routers=routers) >= state.in_flight == len(taken)
+
+
+def test_calls_of_later_bands_do_not_go_before_one() -> None:
+    state = a_state()
+    load = ModelLoad(KEY, 30, 1, 1, 0.010, 0.0, queued_up_to=(1, 1, 1, 11, 11, 11, 11, 31))
+    scoring.reported(state, load, 0.0)
+
+    assert [scoring.backlog(state, 0.0, routers=1, band=band) for band in (1, 4, 8)] == [1, 11, 31]
+    assert scoring.completion_s(state, 0.0, routers=1, band=1) == pytest.approx(0.020)
+
+
+def test_own_calls_of_the_band_and_earlier_ones_stand_ahead_whatever_was_reported() -> None:
+    state = a_state()
+    scoring.reported(state, ModelLoad(KEY, 1, 0, 1, 0.010, 0.0, queued_up_to=(0, 0, 0, 0, 0, 0, 0, 1)), 0.0)
+    for band in (1, 4, 4, 8):
+        scoring.sent(state, 0.0, band)
+
+    assert [scoring.backlog(state, 0.0, routers=1, band=band) for band in (1, 4, 8)] == [1, 3, 4]
+
+
+def test_a_cutoff_is_gone_by_as_long_as_it_is_fresh() -> None:
+    host = HostState("h")
+    host.cutoff, host.cutoff_at_s = 500, 1.0
+
+    assert host.cuts(500, 1.1)
+    assert not host.cuts(499, 1.1)
+    assert not host.cuts(500, 1.0 + scoring.CUTOFF_BELIEVED_S + 0.01)

@@ -14,12 +14,14 @@ from services.domain.objects import (
     Artifact,
     Backend,
     Choose,
+    Generation,
     Lineage,
     Metadata,
     Model,
     ModelVersion,
     Object,
     ObjectKey,
+    Padding,
     Policy,
     Pool,
     Route,
@@ -99,6 +101,9 @@ FULL_VERSION = ModelVersion(
     ("blurred scans",),
     "ann",
     SmokeTest({"x": WarmupTensor((1,), b"1234")}, {"y": WarmupTensor((1,), b"5678")}, 0.1, 0.2),
+    generation=Generation(2, 3, 4, 5),
+    on_demand=True,
+    padding=(Padding("x", 1, -1.0, {"y": 1}),),
 )
 SINGLE = Route(Metadata("read"), Single(RouteTarget("digits")))
 CHOOSE = Route(Metadata("read"), Choose((RouteTarget("digits", "1.0.0"),), 2.0, 0.1, 3.0), "Reads digits.", 1.0, 2.0, 5)

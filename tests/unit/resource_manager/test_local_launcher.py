@@ -15,6 +15,7 @@ import msgspec
 import psutil
 import pytest
 
+from services.chassis.process import RECYCLE
 from services.domain.clock import ManualClock
 from services.domain.errors import HostUnavailable
 from services.domain.objects import Pool
@@ -59,6 +60,7 @@ class Machine:
         self.drainer = FakeDrainer()
         self.python = sys.executable
         self.program = SLEEPER
+        self.processors: tuple[int, ...] = ()
         self.base_port = free_ports(8)[0]
         self.launchers: list[LocalLauncher] = []
         self.pids: dict[int, float] = {}
@@ -68,6 +70,7 @@ class Machine:
             directory=self.directory,
             base_port=self.base_port,
             metrics=False,
+            processors=self.processors,
             command=self.command,
             drainer=self.drainer,
             journal=self.journal,
@@ -76,8 +79,9 @@ class Machine:
         self.launchers.append(made)
         return made
 
-    def command(self, host_id: str, pool: Pool, *, address: str, metrics_port: int) -> Sequence[str]:
-        return [self.python, "-S", "-E", "-c", self.program, host_id, address, str(metrics_port)]
+    def command(self, host_id: str, pool: Pool, *, address: str, metrics_port: int, cpus: str) -> Sequence[str]:
+        argv = [self.python, "-S", "-E", "-c", self.program, host_id, address, str(metrics_port)]
+        return [*argv, cpus] if cpus else argv
 
     def runs(self) -> dict[str, RunFile]:
         """Hosts by the files, of those that run."""
@@ -152,6 +156,26 @@ async def test_each_pool_gets_its_number_of_hosts_with_a_file_and_a_log(machine:
     assert os.getsid(raw["pid"]) == raw["pid"]
     assert [one.action for one in machine.journal.decisions] == [Action.START_HOST] * 3
     assert machine.journal.ended() == ["OK"] * 3
+
+
+async def test_hosts_share_the_processors_only_where_that_is_asked(machine: Machine) -> None:
+    machine.processors = (0, 1, 2, 5)
+    await machine.led(a_pool("cpu", hosts=2), a_pool("big"))
+
+    assert {name: run.argv[-1] for name, run in machine.runs().items()} == {"big-0": "0", "cpu-0": "1", "cpu-1": "2,5"}
+
+
+async def test_a_host_that_asks_to_be_started_anew_is_and_the_decision_says_so(machine: Machine) -> None:
+    machine.program = f"import sys; sys.exit({RECYCLE})"
+    launcher = await machine.led(a_pool("cpu"))
+    (first,) = RunDirectory(machine.directory).hosts().values()
+    eventually(lambda: not alive(first))
+
+    machine.program = SLEEPER
+    await launcher.look()
+
+    assert machine.runs()["cpu-0"].pid != first.pid
+    assert machine.journal.decisions[-1].reason.startswith("it ended to be started anew after")
 
 
 async def test_looking_again_starts_nothing_more(machine: Machine) -> None:

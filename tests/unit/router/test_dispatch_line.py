@@ -15,6 +15,7 @@ from modelyard.host.v1 import host_pb2, opaque_pb2
 from modelyard.inference.v1 import inference_pb2
 from modelyard.type.v1 import model_pb2, resources_pb2
 from services.chassis.channels import open_channel
+from services.chassis.codec import service_class_from
 from services.chassis.errors import failure_to
 from services.chassis.telemetry import Telemetry, TraceContext
 from services.domain.clock import Clock, ManualClock, SystemClock
@@ -28,6 +29,7 @@ from services.domain.errors import (
     YardError,
 )
 from services.domain.model import ModelKey
+from services.domain.service_class import ORDINARY, ServiceClass
 from services.router.attempting import AttemptFailed, HostAnswer
 from services.router.dispatch_line import RENEW_S, WAITING_BYTES, DispatchLine, Sent, Streams
 from services.router.frames import Payload
@@ -54,12 +56,18 @@ class Pair:
     host: FakeDispatchHost
 
     def send(
-        self, name: str = "call", *, timeout_s: float = LONG_S, trace: TraceContext | None = None, size: int = 0
+        self,
+        name: str = "call",
+        *,
+        timeout_s: float = LONG_S,
+        trace: TraceContext | None = None,
+        size: int = 0,
+        of: ServiceClass = ORDINARY,
     ) -> Sent:
         """Send a call named `name`, with `size` bytes of tensors."""
         request = inference_pb2.InferRequest(id=name, raw_input_contents=[bytes(size)] if size else [])
         payload = Payload(request.SerializeToString())
-        sent = self.line.send(KEY, payload, timeout_s=timeout_s, trace=trace)
+        sent = self.line.send(KEY, payload, service_class=of, timeout_s=timeout_s, trace=trace)
         sent.answer.add_done_callback(lambda answer: answer.cancelled() or answer.exception())  # looked at or not
         return sent
 
@@ -336,7 +344,9 @@ async def test_a_caller_that_goes_away_takes_its_call_on_the_host_along() -> Non
     async with pair(say_nothing) as both, hosts([]) as client:
         request = Payload(inference_pb2.InferRequest(id="call").SerializeToString())
         record = a_host("host-0", address=both.host.address)
-        calling = asyncio.ensure_future(client.execute(record, ModelKey("m", "1.0.0"), request, timeout_s=LONG_S))
+        calling = asyncio.ensure_future(
+            client.execute(record, ModelKey("m", "1.0.0"), request, service_class=ORDINARY, timeout_s=LONG_S)
+        )
         stream = await both.stream()
         async with asyncio.timeout(SOON_S):
             await stream.has_read(lambda messages: len(messages) == 1)
@@ -400,7 +410,7 @@ async def test_a_host_that_breaks_off_is_reported_and_named() -> None:
     async with pair(break_off) as both, hosts(lost) as client:
         record = a_host("host-7", address=both.host.address)
         with pytest.raises(AttemptFailed) as caught:
-            await client.execute(record, ModelKey("m", "1.0.0"), Payload(b""), timeout_s=LONG_S)
+            await client.execute(record, ModelKey("m", "1.0.0"), Payload(b""), service_class=ORDINARY, timeout_s=LONG_S)
 
     assert lost == ["host-7"]
     assert caught.value.error.message == "host host-7 is out of reach: INTERNAL: enough"
@@ -562,3 +572,19 @@ async def test_a_host_that_does_not_read_gets_no_more_than_may_wait_and_later_ca
         reads.set()
         assert [await name_of(sent) for sent in taken] == [f"call-{n}" for n in range(len(taken))]
         assert await name_of(both.send("afterwards")) == "afterwards"
+
+
+async def test_a_class_is_declared_once_and_named_by_its_number() -> None:
+    gold, bronze = ServiceClass("a", "gold", band=1), ServiceClass("b", "bronze", band=8, weight=2.0, sheddable=True)
+    async with pair(echo) as both:
+        for of in (ORDINARY, gold, bronze, gold):
+            await name_of(both.send(of=of))
+        await name_of(both.send(of=bronze))
+
+        messages = both.host.streams[0].read_messages
+        declared = [each for message in messages for each in message.classes]
+        called = [call.class_number for message in messages for call in message.calls]
+
+        assert {each.number: service_class_from(each.service_class) for each in declared} == {1: gold, 2: bronze}
+        assert len(declared) == 2
+        assert called == [0, 1, 2, 1, 2]

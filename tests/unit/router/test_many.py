@@ -16,6 +16,7 @@ from services.domain.errors import Draining, InvalidRequest
 from services.domain.host import HostRecord
 from services.domain.model import ModelKey
 from services.domain.rng import KeyedRng
+from services.domain.service_class import ServiceClass
 from services.router.attempting import HostAnswer
 from services.router.frames import Payload
 from services.router.many import CALL_BYTES, MOST_OPEN, WAITING_BYTES, Context, Many
@@ -38,7 +39,9 @@ class HeldHosts:
         self.begun: list[int] = []
         self.may = asyncio.Event()
 
-    async def execute(self, host: HostRecord, key: ModelKey, payload: object, *, timeout_s: float) -> HostAnswer:
+    async def execute(
+        self, host: HostRecord, key: ModelKey, payload: object, *, service_class: ServiceClass, timeout_s: float
+    ) -> HostAnswer:
         assert isinstance(payload, Payload)
         name = pb.InferRequest.FromString(payload.raw).id
         self.begun.append(int(name))

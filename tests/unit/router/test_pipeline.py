@@ -23,6 +23,7 @@ from services.domain.host import HostLoad, HostRecord, ModelLoad
 from services.domain.model import ModelKey, ModelState, TensorMeta, TensorSpec
 from services.domain.objects import Object
 from services.domain.request import Preference, RouteOptions
+from services.domain.service_class import ServiceClass
 from services.policy.admission import DeadlineSource
 from services.router.attempting import AttemptFailed, HostAnswer
 from tests.fakes.objects import a_host, a_model, a_version, hosted
@@ -442,13 +443,15 @@ async def test_the_loss_of_a_host_with_many_calls_fails_none_of_them() -> None:
     gone = asyncio.Event()
     answer = world.hosts.execute
 
-    async def execute(host: HostRecord, key: ModelKey, payload: object, *, timeout_s: float) -> HostAnswer:
+    async def execute(
+        host: HostRecord, key: ModelKey, payload: object, *, service_class: ServiceClass, timeout_s: float
+    ) -> HostAnswer:
         if host.host_id == "h0":
             world.hosts.calls.append((host.host_id, key))
             await gone.wait()
             raise AttemptFailed(HostUnavailable("gone"), None)
         await gone.wait()
-        return await answer(host, key, payload, timeout_s=timeout_s)
+        return await answer(host, key, payload, service_class=service_class, timeout_s=timeout_s)
 
     world.hosts.execute = execute  # type: ignore[method-assign]
     calls = [asyncio.ensure_future(world.decide(a_call(request_id=str(number)))) for number in range(300)]
@@ -478,7 +481,9 @@ async def test_a_host_that_ran_out_of_ample_time_is_left_alone_for_a_while() -> 
     world = World(digits(), two_hosts())
     await world.decide(a_call())
 
-    async def hang(host: HostRecord, key: ModelKey, payload: object, *, timeout_s: float) -> HostAnswer:
+    async def hang(
+        host: HostRecord, key: ModelKey, payload: object, *, service_class: ServiceClass, timeout_s: float
+    ) -> HostAnswer:
         world.hosts.calls.append((host.host_id, key))
         world.clock.advance(timeout_s)
         raise AttemptFailed(BudgetExhausted("no answer in time"), None)
@@ -503,7 +508,9 @@ async def test_an_older_load_report_is_ignored() -> None:
     key = ModelKey("digits", "1.0.0")
     reports = iter([(5, 0.010), (4, 9.0)])
 
-    async def execute(host: HostRecord, key: ModelKey, payload: object, *, timeout_s: float) -> HostAnswer:
+    async def execute(
+        host: HostRecord, key: ModelKey, payload: object, *, service_class: ServiceClass, timeout_s: float
+    ) -> HostAnswer:
         sequence, base_s = next(reports)
         load = HostLoad(host.host_id, sequence, (ModelLoad(key, 0, 0, 1, base_s, 0.0),), 0, 0.0, False)
         return HostAnswer(payload, 0.0, base_s, 1, load)
@@ -566,7 +573,9 @@ class Stuck:
     def __init__(self, world: World) -> None:
         self.count = 0
 
-        async def execute(host: HostRecord, key: ModelKey, payload: object, *, timeout_s: float) -> HostAnswer:
+        async def execute(
+            host: HostRecord, key: ModelKey, payload: object, *, service_class: ServiceClass, timeout_s: float
+        ) -> HostAnswer:
             self.count += 1
             await asyncio.Event().wait()
             raise AssertionError("never reached")

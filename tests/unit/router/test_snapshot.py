@@ -114,7 +114,7 @@ def test_an_object_of_a_kind_that_is_not_known_here_makes_all_be_found_anew() ->
     snapshot = a_snapshot(digits(), [H0])
     before = snapshot.destination("digits")
 
-    assert snapshot.followed_by(snapshot.objects, [ObjectKey("Policy", "p")]).destination("digits") is not before
+    assert snapshot.followed_by(snapshot.objects, [ObjectKey("Template", "t")]).destination("digits") is not before
 
 
 def test_a_name_among_very_many_is_still_told_its_neighbours() -> None:

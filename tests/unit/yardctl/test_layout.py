@@ -85,6 +85,13 @@ def test_a_port_in_use_is_named_with_what_it_is_for_and_who_has_it(free_port: in
     refuse_ports_in_use({"registry": free_port})
 
 
+def test_hosts_share_the_processors_only_where_that_is_asked() -> None:
+    addresses = Addresses.from_base(7600)
+    for asked in (False, True):
+        parts = parts_of(Layout.of(Path("mesh")), addresses, etcd=Path("etcd"), trace_ratio=0.0, share_cpus=asked)
+        assert [part.name for part in parts.values() if "--share-cpus" in part.argv] == ["resource-manager"] * asked
+
+
 def test_a_free_base_port_has_a_free_range() -> None:
     base_port = free_base_port()
     addresses = Addresses.from_base(base_port)

@@ -28,9 +28,10 @@ from modelyard.registry.v1 import objects_pb2 as modelyard_dot_registry_dot_v1_d
 from modelyard.type.v1 import error_pb2 as modelyard_dot_type_dot_v1_dot_error__pb2
 from modelyard.type.v1 import model_pb2 as modelyard_dot_type_dot_v1_dot_model__pb2
 from modelyard.type.v1 import resources_pb2 as modelyard_dot_type_dot_v1_dot_resources__pb2
+from modelyard.type.v1 import service_class_pb2 as modelyard_dot_type_dot_v1_dot_service__class__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cmodelyard/host/v1/host.proto\x12\x11modelyard.host.v1\x1a\x1egoogle/protobuf/duration.proto\x1a&modelyard/inference/v1/inference.proto\x1a#modelyard/registry/v1/objects.proto\x1a\x1dmodelyard/type/v1/error.proto\x1a\x1dmodelyard/type/v1/model.proto\x1a!modelyard/type/v1/resources.proto\"q\n\x0e\x45xecuteRequest\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x1b.modelyard.type.v1.ModelKey\x12\x35\n\x07request\x18\x02 \x01(\x0b\x32$.modelyard.inference.v1.InferRequest\"\xdf\x01\n\x0f\x45xecuteResponse\x12\x37\n\x08response\x18\x01 \x01(\x0b\x32%.modelyard.inference.v1.InferResponse\x12(\n\x05queue\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x63ompute\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nbatch_size\x18\x04 \x01(\x05\x12)\n\x04load\x18\x05 \x01(\x0b\x32\x1b.modelyard.type.v1.HostLoad\"T\n\x0f\x44ispatchRequest\x12\x30\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32!.modelyard.host.v1.DispatchedCall\x12\x0f\n\x07\x63\x61ncels\x18\x02 \x03(\x04\"\xe2\x01\n\x0e\x44ispatchedCall\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12(\n\x03key\x18\x02 \x01(\x0b\x32\x1b.modelyard.type.v1.ModelKey\x12\x11\n\ttimeout_s\x18\x03 \x01(\x01\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12\x12\n\ntracestate\x18\x05 \x01(\t\x12\x0f\n\x07\x62\x61ggage\x18\x06 \x01(\t\x12\x35\n\x07request\x18\x07 \x01(\x0b\x32$.modelyard.inference.v1.InferRequest\x12\x12\n\nrequest_id\x18\x08 \x01(\t\"\x82\x01\n\x10\x44ispatchResponse\x12\x32\n\x07results\x18\x01 \x03(\x0b\x32!.modelyard.host.v1.DispatchResult\x12)\n\x04load\x18\x02 \x01(\x0b\x32\x1b.modelyard.type.v1.HostLoad\x12\x0f\n\x07\x63losing\x18\x03 \x01(\x08\"\xbe\x01\n\x0e\x44ispatchResult\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x37\n\x08response\x18\x02 \x01(\x0b\x32%.modelyard.inference.v1.InferResponse\x12+\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x1a.modelyard.type.v1.Failure\x12\x0f\n\x07queue_s\x18\x04 \x01(\x01\x12\x11\n\tcompute_s\x18\x05 \x01(\x01\x12\x12\n\nbatch_size\x18\x06 \x01(\x05\"\x9c\x01\n\x10LoadModelRequest\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.modelyard.registry.v1.Object\x12.\n\x07version\x18\x02 \x01(\x0b\x32\x1d.modelyard.registry.v1.Object\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x03 \x01(\t\x12\x15\n\rfencing_token\x18\x04 \x01(\x03\"A\n\x11LoadModelResponse\x12,\n\x05state\x18\x01 \x01(\x0e\x32\x1d.modelyard.type.v1.ModelState\"j\n\x12UnloadModelRequest\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x1b.modelyard.type.v1.ModelKey\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x02 \x01(\t\x12\x15\n\rfencing_token\x18\x03 \x01(\x03\"C\n\x13UnloadModelResponse\x12,\n\x05state\x18\x01 \x01(\x0e\x32\x1d.modelyard.type.v1.ModelState\"%\n\x0c\x44rainRequest\x12\x15\n\rfencing_token\x18\x01 \x01(\x03\"\x0f\n\rDrainResponse\"\x12\n\x10GetStatusRequest\"\xa5\x01\n\x11GetStatusResponse\x12-\n\x06record\x18\x01 \x01(\x0b\x32\x1d.modelyard.type.v1.HostRecord\x12)\n\x04load\x18\x02 \x01(\x0b\x32\x1b.modelyard.type.v1.HostLoad\x12\x36\n\nstatistics\x18\x03 \x03(\x0b\x32\".modelyard.host.v1.ModelStatistics\"\xfa\x02\n\x0fModelStatistics\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x1b.modelyard.type.v1.ModelKey\x12\x15\n\rsuccess_count\x18\x02 \x01(\x03\x12\x15\n\rfailure_count\x18\x03 \x01(\x03\x12\x15\n\rdropped_count\x18\x04 \x01(\x03\x12\x17\n\x0f\x65xecution_count\x18\x05 \x01(\x03\x12.\n\x0bqueue_total\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rcompute_total\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12I\n\x0c\x62\x61tch_counts\x18\x08 \x03(\x0b\x32\x33.modelyard.host.v1.ModelStatistics.BatchCountsEntry\x1a\x32\n\x10\x42\x61tchCountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x32\x97\x04\n\x10ModelHostService\x12W\n\x08\x44ispatch\x12\".modelyard.host.v1.DispatchRequest\x1a#.modelyard.host.v1.DispatchResponse(\x01\x30\x01\x12P\n\x07\x45xecute\x12!.modelyard.host.v1.ExecuteRequest\x1a\".modelyard.host.v1.ExecuteResponse\x12V\n\tLoadModel\x12#.modelyard.host.v1.LoadModelRequest\x1a$.modelyard.host.v1.LoadModelResponse\x12\\\n\x0bUnloadModel\x12%.modelyard.host.v1.UnloadModelRequest\x1a&.modelyard.host.v1.UnloadModelResponse\x12J\n\x05\x44rain\x12\x1f.modelyard.host.v1.DrainRequest\x1a .modelyard.host.v1.DrainResponse\x12V\n\tGetStatus\x12#.modelyard.host.v1.GetStatusRequest\x1a$.modelyard.host.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cmodelyard/host/v1/host.proto\x12\x11modelyard.host.v1\x1a\x1egoogle/protobuf/duration.proto\x1a&modelyard/inference/v1/inference.proto\x1a#modelyard/registry/v1/objects.proto\x1a\x1dmodelyard/type/v1/error.proto\x1a\x1dmodelyard/type/v1/model.proto\x1a!modelyard/type/v1/resources.proto\x1a%modelyard/type/v1/service_class.proto\"\xa9\x01\n\x0e\x45xecuteRequest\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x1b.modelyard.type.v1.ModelKey\x12\x35\n\x07request\x18\x02 \x01(\x0b\x32$.modelyard.inference.v1.InferRequest\x12\x36\n\rservice_class\x18\x03 \x01(\x0b\x32\x1f.modelyard.type.v1.ServiceClass\"\xdf\x01\n\x0f\x45xecuteResponse\x12\x37\n\x08response\x18\x01 \x01(\x0b\x32%.modelyard.inference.v1.InferResponse\x12(\n\x05queue\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x63ompute\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nbatch_size\x18\x04 \x01(\x05\x12)\n\x04load\x18\x05 \x01(\x0b\x32\x1b.modelyard.type.v1.HostLoad\"\xaf\x01\n\x14\x45xecuteStreamRequest\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x1b.modelyard.type.v1.ModelKey\x12\x35\n\x07request\x18\x02 \x01(\x0b\x32$.modelyard.inference.v1.InferRequest\x12\x36\n\rservice_class\x18\x03 \x01(\x0b\x32\x1f.modelyard.type.v1.ServiceClass\"\xb1\x01\n\x15\x45xecuteStreamResponse\x12\x37\n\x08response\x18\x01 \x01(\x0b\x32%.modelyard.inference.v1.InferResponse\x12\x34\n\x06totals\x18\x02 \x01(\x0b\x32$.modelyard.inference.v1.StreamTotals\x12)\n\x04load\x18\x03 \x01(\x0b\x32\x1b.modelyard.type.v1.HostLoad\"\x87\x01\n\x0f\x44ispatchRequest\x12\x30\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32!.modelyard.host.v1.DispatchedCall\x12\x0f\n\x07\x63\x61ncels\x18\x02 \x03(\x04\x12\x31\n\x07\x63lasses\x18\x03 \x03(\x0b\x32 .modelyard.host.v1.DeclaredClass\"W\n\rDeclaredClass\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x36\n\rservice_class\x18\x02 \x01(\x0b\x32\x1f.modelyard.type.v1.ServiceClass\"\xf8\x01\n\x0e\x44ispatchedCall\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12(\n\x03key\x18\x02 \x01(\x0b\x32\x1b.modelyard.type.v1.ModelKey\x12\x11\n\ttimeout_s\x18\x03 \x01(\x01\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12\x12\n\ntracestate\x18\x05 \x01(\t\x12\x0f\n\x07\x62\x61ggage\x18\x06 \x01(\t\x12\x35\n\x07request\x18\x07 \x01(\x0b\x32$.modelyard.inference.v1.InferRequest\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12\x14\n\x0c\x63lass_number\x18\t \x01(\r\"\x82\x01\n\x10\x44ispatchResponse\x12\x32\n\x07results\x18\x01 \x03(\x0b\x32!.modelyard.host.v1.DispatchResult\x12)\n\x04load\x18\x02 \x01(\x0b\x32\x1b.modelyard.type.v1.HostLoad\x12\x0f\n\x07\x63losing\x18\x03 \x01(\x08\"\xbe\x01\n\x0e\x44ispatchResult\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x37\n\x08response\x18\x02 \x01(\x0b\x32%.modelyard.inference.v1.InferResponse\x12+\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x1a.modelyard.type.v1.Failure\x12\x0f\n\x07queue_s\x18\x04 \x01(\x01\x12\x11\n\tcompute_s\x18\x05 \x01(\x01\x12\x12\n\nbatch_size\x18\x06 \x01(\x05\"\x9c\x01\n\x10LoadModelRequest\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.modelyard.registry.v1.Object\x12.\n\x07version\x18\x02 \x01(\x0b\x32\x1d.modelyard.registry.v1.Object\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x03 \x01(\t\x12\x15\n\rfencing_token\x18\x04 \x01(\x03\"A\n\x11LoadModelResponse\x12,\n\x05state\x18\x01 \x01(\x0e\x32\x1d.modelyard.type.v1.ModelState\"j\n\x12UnloadModelRequest\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x1b.modelyard.type.v1.ModelKey\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x02 \x01(\t\x12\x15\n\rfencing_token\x18\x03 \x01(\x03\"C\n\x13UnloadModelResponse\x12,\n\x05state\x18\x01 \x01(\x0e\x32\x1d.modelyard.type.v1.ModelState\"%\n\x0c\x44rainRequest\x12\x15\n\rfencing_token\x18\x01 \x01(\x03\"\x0f\n\rDrainResponse\"\x12\n\x10GetStatusRequest\"\xa5\x01\n\x11GetStatusResponse\x12-\n\x06record\x18\x01 \x01(\x0b\x32\x1d.modelyard.type.v1.HostRecord\x12)\n\x04load\x18\x02 \x01(\x0b\x32\x1b.modelyard.type.v1.HostLoad\x12\x36\n\nstatistics\x18\x03 \x03(\x0b\x32\".modelyard.host.v1.ModelStatistics\"\xec\x03\n\x0fModelStatistics\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x1b.modelyard.type.v1.ModelKey\x12\x15\n\rsuccess_count\x18\x02 \x01(\x03\x12\x15\n\rfailure_count\x18\x03 \x01(\x03\x12\x15\n\rdropped_count\x18\x04 \x01(\x03\x12\x17\n\x0f\x65xecution_count\x18\x05 \x01(\x03\x12.\n\x0bqueue_total\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rcompute_total\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12I\n\x0c\x62\x61tch_counts\x18\x08 \x03(\x0b\x32\x33.modelyard.host.v1.ModelStatistics.BatchCountsEntry\x12\x30\n\x05\x62\x61nds\x18\t \x03(\x0b\x32!.modelyard.host.v1.BandStatistics\x12\x12\n\nload_count\x18\n \x01(\x03\x12\x16\n\x0e\x65viction_count\x18\x0b \x01(\x03\x12\x12\n\ncold_count\x18\x0c \x01(\x03\x1a\x32\n\x10\x42\x61tchCountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x9b\x03\n\x0e\x42\x61ndStatistics\x12\x0c\n\x04\x62\x61nd\x18\x01 \x01(\x05\x12\x15\n\rsuccess_count\x18\x02 \x01(\x03\x12\x15\n\rfailure_count\x18\x03 \x01(\x03\x12\x46\n\x0b\x64rop_counts\x18\x04 \x03(\x0b\x32\x31.modelyard.host.v1.BandStatistics.DropCountsEntry\x12\x0e\n\x06queued\x18\x05 \x01(\x05\x12.\n\x0bqueue_total\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rcompute_total\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0c\x64\x65vice_total\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cwasted_total\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x1a\x31\n\x0f\x44ropCountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x32\xfd\x04\n\x10ModelHostService\x12W\n\x08\x44ispatch\x12\".modelyard.host.v1.DispatchRequest\x1a#.modelyard.host.v1.DispatchResponse(\x01\x30\x01\x12P\n\x07\x45xecute\x12!.modelyard.host.v1.ExecuteRequest\x1a\".modelyard.host.v1.ExecuteResponse\x12\x64\n\rExecuteStream\x12\'.modelyard.host.v1.ExecuteStreamRequest\x1a(.modelyard.host.v1.ExecuteStreamResponse0\x01\x12V\n\tLoadModel\x12#.modelyard.host.v1.LoadModelRequest\x1a$.modelyard.host.v1.LoadModelResponse\x12\\\n\x0bUnloadModel\x12%.modelyard.host.v1.UnloadModelRequest\x1a&.modelyard.host.v1.UnloadModelResponse\x12J\n\x05\x44rain\x12\x1f.modelyard.host.v1.DrainRequest\x1a .modelyard.host.v1.DrainResponse\x12V\n\tGetStatus\x12#.modelyard.host.v1.GetStatusRequest\x1a$.modelyard.host.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,38 +40,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODELSTATISTICS_BATCHCOUNTSENTRY']._loaded_options = None
   _globals['_MODELSTATISTICS_BATCHCOUNTSENTRY']._serialized_options = b'8\001'
-  _globals['_EXECUTEREQUEST']._serialized_start=257
-  _globals['_EXECUTEREQUEST']._serialized_end=370
-  _globals['_EXECUTERESPONSE']._serialized_start=373
-  _globals['_EXECUTERESPONSE']._serialized_end=596
-  _globals['_DISPATCHREQUEST']._serialized_start=598
-  _globals['_DISPATCHREQUEST']._serialized_end=682
-  _globals['_DISPATCHEDCALL']._serialized_start=685
-  _globals['_DISPATCHEDCALL']._serialized_end=911
-  _globals['_DISPATCHRESPONSE']._serialized_start=914
-  _globals['_DISPATCHRESPONSE']._serialized_end=1044
-  _globals['_DISPATCHRESULT']._serialized_start=1047
-  _globals['_DISPATCHRESULT']._serialized_end=1237
-  _globals['_LOADMODELREQUEST']._serialized_start=1240
-  _globals['_LOADMODELREQUEST']._serialized_end=1396
-  _globals['_LOADMODELRESPONSE']._serialized_start=1398
-  _globals['_LOADMODELRESPONSE']._serialized_end=1463
-  _globals['_UNLOADMODELREQUEST']._serialized_start=1465
-  _globals['_UNLOADMODELREQUEST']._serialized_end=1571
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=1573
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=1640
-  _globals['_DRAINREQUEST']._serialized_start=1642
-  _globals['_DRAINREQUEST']._serialized_end=1679
-  _globals['_DRAINRESPONSE']._serialized_start=1681
-  _globals['_DRAINRESPONSE']._serialized_end=1696
-  _globals['_GETSTATUSREQUEST']._serialized_start=1698
-  _globals['_GETSTATUSREQUEST']._serialized_end=1716
-  _globals['_GETSTATUSRESPONSE']._serialized_start=1719
-  _globals['_GETSTATUSRESPONSE']._serialized_end=1884
-  _globals['_MODELSTATISTICS']._serialized_start=1887
-  _globals['_MODELSTATISTICS']._serialized_end=2265
-  _globals['_MODELSTATISTICS_BATCHCOUNTSENTRY']._serialized_start=2215
-  _globals['_MODELSTATISTICS_BATCHCOUNTSENTRY']._serialized_end=2265
-  _globals['_MODELHOSTSERVICE']._serialized_start=2268
-  _globals['_MODELHOSTSERVICE']._serialized_end=2803
+  _globals['_BANDSTATISTICS_DROPCOUNTSENTRY']._loaded_options = None
+  _globals['_BANDSTATISTICS_DROPCOUNTSENTRY']._serialized_options = b'8\001'
+  _globals['_EXECUTEREQUEST']._serialized_start=297
+  _globals['_EXECUTEREQUEST']._serialized_end=466
+  _globals['_EXECUTERESPONSE']._serialized_start=469
+  _globals['_EXECUTERESPONSE']._serialized_end=692
+  _globals['_EXECUTESTREAMREQUEST']._serialized_start=695
+  _globals['_EXECUTESTREAMREQUEST']._serialized_end=870
+  _globals['_EXECUTESTREAMRESPONSE']._serialized_start=873
+  _globals['_EXECUTESTREAMRESPONSE']._serialized_end=1050
+  _globals['_DISPATCHREQUEST']._serialized_start=1053
+  _globals['_DISPATCHREQUEST']._serialized_end=1188
+  _globals['_DECLAREDCLASS']._serialized_start=1190
+  _globals['_DECLAREDCLASS']._serialized_end=1277
+  _globals['_DISPATCHEDCALL']._serialized_start=1280
+  _globals['_DISPATCHEDCALL']._serialized_end=1528
+  _globals['_DISPATCHRESPONSE']._serialized_start=1531
+  _globals['_DISPATCHRESPONSE']._serialized_end=1661
+  _globals['_DISPATCHRESULT']._serialized_start=1664
+  _globals['_DISPATCHRESULT']._serialized_end=1854
+  _globals['_LOADMODELREQUEST']._serialized_start=1857
+  _globals['_LOADMODELREQUEST']._serialized_end=2013
+  _globals['_LOADMODELRESPONSE']._serialized_start=2015
+  _globals['_LOADMODELRESPONSE']._serialized_end=2080
+  _globals['_UNLOADMODELREQUEST']._serialized_start=2082
+  _globals['_UNLOADMODELREQUEST']._serialized_end=2188
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=2190
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=2257
+  _globals['_DRAINREQUEST']._serialized_start=2259
+  _globals['_DRAINREQUEST']._serialized_end=2296
+  _globals['_DRAINRESPONSE']._serialized_start=2298
+  _globals['_DRAINRESPONSE']._serialized_end=2313
+  _globals['_GETSTATUSREQUEST']._serialized_start=2315
+  _globals['_GETSTATUSREQUEST']._serialized_end=2333
+  _globals['_GETSTATUSRESPONSE']._serialized_start=2336
+  _globals['_GETSTATUSRESPONSE']._serialized_end=2501
+  _globals['_MODELSTATISTICS']._serialized_start=2504
+  _globals['_MODELSTATISTICS']._serialized_end=2996
+  _globals['_MODELSTATISTICS_BATCHCOUNTSENTRY']._serialized_start=2946
+  _globals['_MODELSTATISTICS_BATCHCOUNTSENTRY']._serialized_end=2996
+  _globals['_BANDSTATISTICS']._serialized_start=2999
+  _globals['_BANDSTATISTICS']._serialized_end=3410
+  _globals['_BANDSTATISTICS_DROPCOUNTSENTRY']._serialized_start=3361
+  _globals['_BANDSTATISTICS_DROPCOUNTSENTRY']._serialized_end=3410
+  _globals['_MODELHOSTSERVICE']._serialized_start=3413
+  _globals['_MODELHOSTSERVICE']._serialized_end=4050
 # @@protoc_insertion_point(module_scope)

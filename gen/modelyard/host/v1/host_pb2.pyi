@@ -13,6 +13,7 @@ from modelyard.registry.v1 import objects_pb2 as _objects_pb2
 from modelyard.type.v1 import error_pb2 as _error_pb2
 from modelyard.type.v1 import model_pb2 as _model_pb2
 from modelyard.type.v1 import resources_pb2 as _resources_pb2
+from modelyard.type.v1 import service_class_pb2 as _service_class_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -32,6 +33,7 @@ class ExecuteRequest(_message.Message):
 
     KEY_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
+    SERVICE_CLASS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def key(self) -> _model_pb2.ModelKey:
         """The version; names the model that computes, whatever the request calls it."""
@@ -40,15 +42,20 @@ class ExecuteRequest(_message.Message):
     def request(self) -> _inference_pb2.InferRequest:
         """The caller's request. Its id is echoed."""
 
+    @_builtins.property
+    def service_class(self) -> _service_class_pb2.ServiceClass:
+        """Whom it is for. Unset: nobody in particular."""
+
     def __init__(
         self,
         *,
         key: _model_pb2.ModelKey | None = ...,
         request: _inference_pb2.InferRequest | None = ...,
+        service_class: _service_class_pb2.ServiceClass | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "request", b"request", "service_class", b"service_class"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "request", b"request", "service_class", b"service_class"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -101,6 +108,78 @@ class ExecuteResponse(_message.Message):
 Global___ExecuteResponse: _TypeAlias = ExecuteResponse  # noqa: Y015
 
 @_typing.final
+class ExecuteStreamRequest(_message.Message):
+    """One inference for one version, to be answered in pieces. The fields are those of ExecuteRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    SERVICE_CLASS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key(self) -> _model_pb2.ModelKey:
+        """The version."""
+
+    @_builtins.property
+    def request(self) -> _inference_pb2.InferRequest:
+        """The caller's request. Its id is echoed."""
+
+    @_builtins.property
+    def service_class(self) -> _service_class_pb2.ServiceClass:
+        """Whom it is for. Unset: nobody in particular."""
+
+    def __init__(
+        self,
+        *,
+        key: _model_pb2.ModelKey | None = ...,
+        request: _inference_pb2.InferRequest | None = ...,
+        service_class: _service_class_pb2.ServiceClass | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "request", b"request", "service_class", b"service_class"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "request", b"request", "service_class", b"service_class"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExecuteStreamRequest: _TypeAlias = ExecuteStreamRequest  # noqa: Y015
+
+@_typing.final
+class ExecuteStreamResponse(_message.Message):
+    """A piece of an answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    TOTALS_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def response(self) -> _inference_pb2.InferResponse:
+        """Outputs of this piece, without a Decision; in the last message they may be left out."""
+
+    @_builtins.property
+    def totals(self) -> _inference_pb2.StreamTotals:
+        """How the answer came about; in the last message, and only there."""
+
+    @_builtins.property
+    def load(self) -> _resources_pb2.HostLoad:
+        """The host's load after it; in the last message."""
+
+    def __init__(
+        self,
+        *,
+        response: _inference_pb2.InferResponse | None = ...,
+        totals: _inference_pb2.StreamTotals | None = ...,
+        load: _resources_pb2.HostLoad | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "response", b"response", "totals", b"totals"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "response", b"response", "totals", b"totals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExecuteStreamResponse: _TypeAlias = ExecuteStreamResponse  # noqa: Y015
+
+@_typing.final
 class DispatchRequest(_message.Message):
     """Calls that were waiting when the router's loop turned."""
 
@@ -108,6 +187,7 @@ class DispatchRequest(_message.Message):
 
     CALLS_FIELD_NUMBER: _builtins.int
     CANCELS_FIELD_NUMBER: _builtins.int
+    CLASSES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___DispatchedCall]:
         """New calls; at most 4,096. What comes after those is refused with RESOURCE_EXHAUSTED, and may come again."""
@@ -118,19 +198,52 @@ class DispatchRequest(_message.Message):
         of them needs to come.
         """
 
+    @_builtins.property
+    def classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeclaredClass]:
+        """Classes that calls of this message and later ones on this stream name by their numbers; at most 4,096 on a stream."""
+
     def __init__(
         self,
         *,
         calls: _abc.Iterable[Global___DispatchedCall] | None = ...,
         cancels: _abc.Iterable[_builtins.int] | None = ...,
+        classes: _abc.Iterable[Global___DeclaredClass] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "cancels", b"cancels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "cancels", b"cancels", "classes", b"classes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DispatchRequest: _TypeAlias = DispatchRequest  # noqa: Y015
+
+@_typing.final
+class DeclaredClass(_message.Message):
+    """Gives a class a number, so that calls need not repeat it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    SERVICE_CLASS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """The number, above 0; declared once on a stream."""
+    @_builtins.property
+    def service_class(self) -> _service_class_pb2.ServiceClass:
+        """The class."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        service_class: _service_class_pb2.ServiceClass | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["service_class", b"service_class"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "service_class", b"service_class"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeclaredClass: _TypeAlias = DeclaredClass  # noqa: Y015
 
 @_typing.final
 class DispatchedCall(_message.Message):
@@ -146,6 +259,7 @@ class DispatchedCall(_message.Message):
     BAGGAGE_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CLASS_NUMBER_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Names the call on this stream; used once."""
     timeout_s: _builtins.float
@@ -158,6 +272,8 @@ class DispatchedCall(_message.Message):
     """W3C baggage: the header `baggage`."""
     request_id: _builtins.str
     """Echoed instead, if the request has no id."""
+    class_number: _builtins.int
+    """Number of its class, declared on this stream; 0: it is for nobody in particular."""
     @_builtins.property
     def key(self) -> _model_pb2.ModelKey:
         """The version, as in ExecuteRequest."""
@@ -177,10 +293,11 @@ class DispatchedCall(_message.Message):
         baggage: _builtins.str = ...,
         request: _inference_pb2.InferRequest | None = ...,
         request_id: _builtins.str = ...,
+        class_number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baggage", b"baggage", "key", b"key", "number", b"number", "request", b"request", "request_id", b"request_id", "timeout_s", b"timeout_s", "traceparent", b"traceparent", "tracestate", b"tracestate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baggage", b"baggage", "class_number", b"class_number", "key", b"key", "number", b"number", "request", b"request", "request_id", b"request_id", "timeout_s", b"timeout_s", "traceparent", b"traceparent", "tracestate", b"tracestate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -506,6 +623,10 @@ class ModelStatistics(_message.Message):
     QUEUE_TOTAL_FIELD_NUMBER: _builtins.int
     COMPUTE_TOTAL_FIELD_NUMBER: _builtins.int
     BATCH_COUNTS_FIELD_NUMBER: _builtins.int
+    BANDS_FIELD_NUMBER: _builtins.int
+    LOAD_COUNT_FIELD_NUMBER: _builtins.int
+    EVICTION_COUNT_FIELD_NUMBER: _builtins.int
+    COLD_COUNT_FIELD_NUMBER: _builtins.int
     success_count: _builtins.int
     """Requests answered."""
     failure_count: _builtins.int
@@ -514,6 +635,12 @@ class ModelStatistics(_message.Message):
     """Requests dropped before compute: cancelled or too late."""
     execution_count: _builtins.int
     """Batches computed."""
+    load_count: _builtins.int
+    """Times that it was brought into the device's memory."""
+    eviction_count: _builtins.int
+    """Times that it had to leave the device's memory for another version."""
+    cold_count: _builtins.int
+    """Requests that came while it was not in the device's memory, and had to wait for it."""
     @_builtins.property
     def key(self) -> _model_pb2.ModelKey:
         """The version."""
@@ -530,6 +657,10 @@ class ModelStatistics(_message.Message):
     def batch_counts(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
         """Batches by size."""
 
+    @_builtins.property
+    def bands(self) -> _containers.RepeatedCompositeFieldContainer[Global___BandStatistics]:
+        """The same by band; what no call came in is left out."""
+
     def __init__(
         self,
         *,
@@ -541,11 +672,99 @@ class ModelStatistics(_message.Message):
         queue_total: _duration_pb2.Duration | None = ...,
         compute_total: _duration_pb2.Duration | None = ...,
         batch_counts: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
+        bands: _abc.Iterable[Global___BandStatistics] | None = ...,
+        load_count: _builtins.int = ...,
+        eviction_count: _builtins.int = ...,
+        cold_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["compute_total", b"compute_total", "key", b"key", "queue_total", b"queue_total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_counts", b"batch_counts", "compute_total", b"compute_total", "dropped_count", b"dropped_count", "execution_count", b"execution_count", "failure_count", b"failure_count", "key", b"key", "queue_total", b"queue_total", "success_count", b"success_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bands", b"bands", "batch_counts", b"batch_counts", "cold_count", b"cold_count", "compute_total", b"compute_total", "dropped_count", b"dropped_count", "eviction_count", b"eviction_count", "execution_count", b"execution_count", "failure_count", b"failure_count", "key", b"key", "load_count", b"load_count", "queue_total", b"queue_total", "success_count", b"success_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelStatistics: _TypeAlias = ModelStatistics  # noqa: Y015
+
+@_typing.final
+class BandStatistics(_message.Message):
+    """What one version has done for the calls of one band."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class DropCountsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    BAND_FIELD_NUMBER: _builtins.int
+    SUCCESS_COUNT_FIELD_NUMBER: _builtins.int
+    FAILURE_COUNT_FIELD_NUMBER: _builtins.int
+    DROP_COUNTS_FIELD_NUMBER: _builtins.int
+    QUEUED_FIELD_NUMBER: _builtins.int
+    QUEUE_TOTAL_FIELD_NUMBER: _builtins.int
+    COMPUTE_TOTAL_FIELD_NUMBER: _builtins.int
+    DEVICE_TOTAL_FIELD_NUMBER: _builtins.int
+    WASTED_TOTAL_FIELD_NUMBER: _builtins.int
+    band: _builtins.int
+    """The band, 1 to 8."""
+    success_count: _builtins.int
+    """Requests answered."""
+    failure_count: _builtins.int
+    """Requests that failed, and were not cancelled."""
+    queued: _builtins.int
+    """Requests that wait now."""
+    @_builtins.property
+    def drop_counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Requests dropped before compute, by cause: `cancelled`, `cutoff`, `deadline`, `full`, `preempted`."""
+
+    @_builtins.property
+    def queue_total(self) -> _duration_pb2.Duration:
+        """Sum of waiting times of the answered requests."""
+
+    @_builtins.property
+    def compute_total(self) -> _duration_pb2.Duration:
+        """Sum of batch times, counted once per answered request."""
+
+    @_builtins.property
+    def device_total(self) -> _duration_pb2.Duration:
+        """Device time, each request counted with its part of the batch."""
+
+    @_builtins.property
+    def wasted_total(self) -> _duration_pb2.Duration:
+        """The part of that which went into answers that came too late or that nobody waited for."""
+
+    def __init__(
+        self,
+        *,
+        band: _builtins.int = ...,
+        success_count: _builtins.int = ...,
+        failure_count: _builtins.int = ...,
+        drop_counts: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        queued: _builtins.int = ...,
+        queue_total: _duration_pb2.Duration | None = ...,
+        compute_total: _duration_pb2.Duration | None = ...,
+        device_total: _duration_pb2.Duration | None = ...,
+        wasted_total: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compute_total", b"compute_total", "device_total", b"device_total", "queue_total", b"queue_total", "wasted_total", b"wasted_total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["band", b"band", "compute_total", b"compute_total", "device_total", b"device_total", "drop_counts", b"drop_counts", "failure_count", b"failure_count", "queue_total", b"queue_total", "queued", b"queued", "success_count", b"success_count", "wasted_total", b"wasted_total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BandStatistics: _TypeAlias = BandStatistics  # noqa: Y015

@@ -45,6 +45,11 @@ class ModelHostServiceStub:
                 request_serializer=modelyard_dot_host_dot_v1_dot_host__pb2.ExecuteRequest.SerializeToString,
                 response_deserializer=modelyard_dot_host_dot_v1_dot_host__pb2.ExecuteResponse.FromString,
                 _registered_method=True)
+        self.ExecuteStream = channel.unary_stream(
+                '/modelyard.host.v1.ModelHostService/ExecuteStream',
+                request_serializer=modelyard_dot_host_dot_v1_dot_host__pb2.ExecuteStreamRequest.SerializeToString,
+                response_deserializer=modelyard_dot_host_dot_v1_dot_host__pb2.ExecuteStreamResponse.FromString,
+                _registered_method=True)
         self.LoadModel = channel.unary_unary(
                 '/modelyard.host.v1.ModelHostService/LoadModel',
                 request_serializer=modelyard_dot_host_dot_v1_dot_host__pb2.LoadModelRequest.SerializeToString,
@@ -94,6 +99,20 @@ class ModelHostServiceServicer:
         idempotent. Statuses: OK; INVALID_ARGUMENT; UNAVAILABLE (not ready here, draining);
         RESOURCE_EXHAUSTED (queue full, too late by prediction, device out of memory); DEADLINE_EXCEEDED;
         INTERNAL (the model failed); CANCELLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExecuteStream(self, request, context):
+        """Runs one inference on a version that is ready here, and answers in pieces as they come; one that does not
+        generate answers with one.
+
+        The last message has the totals and the host's load; an error has the load as of Execute. A call that is cancelled
+        has its place freed before the next step.
+        Retry: before the first message as of Execute; never after it. Statuses: as of Execute: OK; INVALID_ARGUMENT;
+        UNAVAILABLE; RESOURCE_EXHAUSTED (also if the first token would come too late); DEADLINE_EXCEEDED (also after some
+        pieces); INTERNAL; CANCELLED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -151,6 +170,11 @@ def add_ModelHostServiceServicer_to_server(servicer, server):
                     servicer.Execute,
                     request_deserializer=modelyard_dot_host_dot_v1_dot_host__pb2.ExecuteRequest.FromString,
                     response_serializer=modelyard_dot_host_dot_v1_dot_host__pb2.ExecuteResponse.SerializeToString,
+            ),
+            'ExecuteStream': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExecuteStream,
+                    request_deserializer=modelyard_dot_host_dot_v1_dot_host__pb2.ExecuteStreamRequest.FromString,
+                    response_serializer=modelyard_dot_host_dot_v1_dot_host__pb2.ExecuteStreamResponse.SerializeToString,
             ),
             'LoadModel': grpc.unary_unary_rpc_method_handler(
                     servicer.LoadModel,
@@ -228,6 +252,33 @@ class ModelHostService:
             '/modelyard.host.v1.ModelHostService/Execute',
             modelyard_dot_host_dot_v1_dot_host__pb2.ExecuteRequest.SerializeToString,
             modelyard_dot_host_dot_v1_dot_host__pb2.ExecuteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExecuteStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/modelyard.host.v1.ModelHostService/ExecuteStream',
+            modelyard_dot_host_dot_v1_dot_host__pb2.ExecuteStreamRequest.SerializeToString,
+            modelyard_dot_host_dot_v1_dot_host__pb2.ExecuteStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

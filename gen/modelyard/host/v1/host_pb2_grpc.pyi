@@ -53,6 +53,16 @@ class ModelHostServiceStub:
     RESOURCE_EXHAUSTED (queue full, too late by prediction, device out of memory); DEADLINE_EXCEEDED;
     INTERNAL (the model failed); CANCELLED.
     """
+    ExecuteStream: _grpc.UnaryStreamMultiCallable[_host_pb2.ExecuteStreamRequest, _host_pb2.ExecuteStreamResponse]
+    """Runs one inference on a version that is ready here, and answers in pieces as they come; one that does not
+    generate answers with one.
+
+    The last message has the totals and the host's load; an error has the load as of Execute. A call that is cancelled
+    has its place freed before the next step.
+    Retry: before the first message as of Execute; never after it. Statuses: as of Execute: OK; INVALID_ARGUMENT;
+    UNAVAILABLE; RESOURCE_EXHAUSTED (also if the first token would come too late); DEADLINE_EXCEEDED (also after some
+    pieces); INTERNAL; CANCELLED.
+    """
     LoadModel: _grpc.UnaryUnaryMultiCallable[_host_pb2.LoadModelRequest, _host_pb2.LoadModelResponse]
     """Orders a version to be loaded. Answers at once; the host record says when it is READY.
 
@@ -102,6 +112,16 @@ class ModelHostServiceAsyncStub(ModelHostServiceStub):
     idempotent. Statuses: OK; INVALID_ARGUMENT; UNAVAILABLE (not ready here, draining);
     RESOURCE_EXHAUSTED (queue full, too late by prediction, device out of memory); DEADLINE_EXCEEDED;
     INTERNAL (the model failed); CANCELLED.
+    """
+    ExecuteStream: _aio.UnaryStreamMultiCallable[_host_pb2.ExecuteStreamRequest, _host_pb2.ExecuteStreamResponse]  # type: ignore[assignment]
+    """Runs one inference on a version that is ready here, and answers in pieces as they come; one that does not
+    generate answers with one.
+
+    The last message has the totals and the host's load; an error has the load as of Execute. A call that is cancelled
+    has its place freed before the next step.
+    Retry: before the first message as of Execute; never after it. Statuses: as of Execute: OK; INVALID_ARGUMENT;
+    UNAVAILABLE; RESOURCE_EXHAUSTED (also if the first token would come too late); DEADLINE_EXCEEDED (also after some
+    pieces); INTERNAL; CANCELLED.
     """
     LoadModel: _aio.UnaryUnaryMultiCallable[_host_pb2.LoadModelRequest, _host_pb2.LoadModelResponse]  # type: ignore[assignment]
     """Orders a version to be loaded. Answers at once; the host record says when it is READY.
@@ -161,6 +181,22 @@ class ModelHostServiceServicer(metaclass=_abc_1.ABCMeta):
         idempotent. Statuses: OK; INVALID_ARGUMENT; UNAVAILABLE (not ready here, draining);
         RESOURCE_EXHAUSTED (queue full, too late by prediction, device out of memory); DEADLINE_EXCEEDED;
         INTERNAL (the model failed); CANCELLED.
+        """
+
+    @_abc_1.abstractmethod
+    def ExecuteStream(
+        self,
+        request: _host_pb2.ExecuteStreamRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_host_pb2.ExecuteStreamResponse], _abc.AsyncIterator[_host_pb2.ExecuteStreamResponse]]:
+        """Runs one inference on a version that is ready here, and answers in pieces as they come; one that does not
+        generate answers with one.
+
+        The last message has the totals and the host's load; an error has the load as of Execute. A call that is cancelled
+        has its place freed before the next step.
+        Retry: before the first message as of Execute; never after it. Statuses: as of Execute: OK; INVALID_ARGUMENT;
+        UNAVAILABLE; RESOURCE_EXHAUSTED (also if the first token would come too late); DEADLINE_EXCEEDED (also after some
+        pieces); INTERNAL; CANCELLED.
         """
 
     @_abc_1.abstractmethod

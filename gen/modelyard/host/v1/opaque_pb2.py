@@ -22,24 +22,25 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from modelyard.host.v1 import host_pb2 as modelyard_dot_host_dot_v1_dot_host__pb2
 from modelyard.type.v1 import error_pb2 as modelyard_dot_type_dot_v1_dot_error__pb2
 from modelyard.type.v1 import model_pb2 as modelyard_dot_type_dot_v1_dot_model__pb2
 from modelyard.type.v1 import resources_pb2 as modelyard_dot_type_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emodelyard/host/v1/opaque.proto\x12\x11modelyard.host.v1\x1a\x1dmodelyard/type/v1/error.proto\x1a\x1dmodelyard/type/v1/model.proto\x1a!modelyard/type/v1/resources.proto\"`\n\x15OpaqueDispatchRequest\x12\x36\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\'.modelyard.host.v1.OpaqueDispatchedCall\x12\x0f\n\x07\x63\x61ncels\x18\x02 \x03(\x04\"\xc2\x01\n\x14OpaqueDispatchedCall\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12(\n\x03key\x18\x02 \x01(\x0b\x32\x1b.modelyard.type.v1.ModelKey\x12\x11\n\ttimeout_s\x18\x03 \x01(\x01\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12\x12\n\ntracestate\x18\x05 \x01(\t\x12\x0f\n\x07\x62\x61ggage\x18\x06 \x01(\t\x12\x0f\n\x07request\x18\x07 \x01(\x0c\x12\x12\n\nrequest_id\x18\x08 \x01(\t\"\x8e\x01\n\x16OpaqueDispatchResponse\x12\x38\n\x07results\x18\x01 \x03(\x0b\x32\'.modelyard.host.v1.OpaqueDispatchResult\x12)\n\x04load\x18\x02 \x01(\x0b\x32\x1b.modelyard.type.v1.HostLoad\x12\x0f\n\x07\x63losing\x18\x03 \x01(\x08\"\xaf\x01\n\x14OpaqueDispatchResult\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x15\n\x08response\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12+\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x1a.modelyard.type.v1.Failure\x12\x0f\n\x07queue_s\x18\x04 \x01(\x01\x12\x11\n\tcompute_s\x18\x05 \x01(\x01\x12\x12\n\nbatch_size\x18\x06 \x01(\x05\x42\x0b\n\t_responseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emodelyard/host/v1/opaque.proto\x12\x11modelyard.host.v1\x1a\x1cmodelyard/host/v1/host.proto\x1a\x1dmodelyard/type/v1/error.proto\x1a\x1dmodelyard/type/v1/model.proto\x1a!modelyard/type/v1/resources.proto\"\x93\x01\n\x15OpaqueDispatchRequest\x12\x36\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\'.modelyard.host.v1.OpaqueDispatchedCall\x12\x0f\n\x07\x63\x61ncels\x18\x02 \x03(\x04\x12\x31\n\x07\x63lasses\x18\x03 \x03(\x0b\x32 .modelyard.host.v1.DeclaredClass\"\xd8\x01\n\x14OpaqueDispatchedCall\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12(\n\x03key\x18\x02 \x01(\x0b\x32\x1b.modelyard.type.v1.ModelKey\x12\x11\n\ttimeout_s\x18\x03 \x01(\x01\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12\x12\n\ntracestate\x18\x05 \x01(\t\x12\x0f\n\x07\x62\x61ggage\x18\x06 \x01(\t\x12\x0f\n\x07request\x18\x07 \x01(\x0c\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12\x14\n\x0c\x63lass_number\x18\t \x01(\r\"\x8e\x01\n\x16OpaqueDispatchResponse\x12\x38\n\x07results\x18\x01 \x03(\x0b\x32\'.modelyard.host.v1.OpaqueDispatchResult\x12)\n\x04load\x18\x02 \x01(\x0b\x32\x1b.modelyard.type.v1.HostLoad\x12\x0f\n\x07\x63losing\x18\x03 \x01(\x08\"\xaf\x01\n\x14OpaqueDispatchResult\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x15\n\x08response\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12+\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x1a.modelyard.type.v1.Failure\x12\x0f\n\x07queue_s\x18\x04 \x01(\x01\x12\x11\n\tcompute_s\x18\x05 \x01(\x01\x12\x12\n\nbatch_size\x18\x06 \x01(\x05\x42\x0b\n\t_responseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'modelyard.host.v1.opaque_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OPAQUEDISPATCHREQUEST']._serialized_start=150
-  _globals['_OPAQUEDISPATCHREQUEST']._serialized_end=246
-  _globals['_OPAQUEDISPATCHEDCALL']._serialized_start=249
-  _globals['_OPAQUEDISPATCHEDCALL']._serialized_end=443
-  _globals['_OPAQUEDISPATCHRESPONSE']._serialized_start=446
-  _globals['_OPAQUEDISPATCHRESPONSE']._serialized_end=588
-  _globals['_OPAQUEDISPATCHRESULT']._serialized_start=591
-  _globals['_OPAQUEDISPATCHRESULT']._serialized_end=766
+  _globals['_OPAQUEDISPATCHREQUEST']._serialized_start=181
+  _globals['_OPAQUEDISPATCHREQUEST']._serialized_end=328
+  _globals['_OPAQUEDISPATCHEDCALL']._serialized_start=331
+  _globals['_OPAQUEDISPATCHEDCALL']._serialized_end=547
+  _globals['_OPAQUEDISPATCHRESPONSE']._serialized_start=550
+  _globals['_OPAQUEDISPATCHRESPONSE']._serialized_end=692
+  _globals['_OPAQUEDISPATCHRESULT']._serialized_start=695
+  _globals['_OPAQUEDISPATCHRESULT']._serialized_end=870
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from modelyard.host.v1 import host_pb2 as _host_pb2
 from modelyard.type.v1 import error_pb2 as _error_pb2
 from modelyard.type.v1 import model_pb2 as _model_pb2
 from modelyard.type.v1 import resources_pb2 as _resources_pb2
@@ -33,6 +34,7 @@ class OpaqueDispatchRequest(_message.Message):
 
     CALLS_FIELD_NUMBER: _builtins.int
     CANCELS_FIELD_NUMBER: _builtins.int
+    CLASSES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___OpaqueDispatchedCall]:
         """New calls."""
@@ -41,15 +43,20 @@ class OpaqueDispatchRequest(_message.Message):
     def cancels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Numbers of calls whose answers nobody waits for any more."""
 
+    @_builtins.property
+    def classes(self) -> _containers.RepeatedCompositeFieldContainer[_host_pb2.DeclaredClass]:
+        """Classes that calls name by their numbers."""
+
     def __init__(
         self,
         *,
         calls: _abc.Iterable[Global___OpaqueDispatchedCall] | None = ...,
         cancels: _abc.Iterable[_builtins.int] | None = ...,
+        classes: _abc.Iterable[_host_pb2.DeclaredClass] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "cancels", b"cancels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "cancels", b"cancels", "classes", b"classes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -69,6 +76,7 @@ class OpaqueDispatchedCall(_message.Message):
     BAGGAGE_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CLASS_NUMBER_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Names the call on this stream."""
     timeout_s: _builtins.float
@@ -83,6 +91,8 @@ class OpaqueDispatchedCall(_message.Message):
     """An encoded InferRequest."""
     request_id: _builtins.str
     """Echoed if the request has no id."""
+    class_number: _builtins.int
+    """Number of its class."""
     @_builtins.property
     def key(self) -> _model_pb2.ModelKey:
         """The version."""
@@ -98,10 +108,11 @@ class OpaqueDispatchedCall(_message.Message):
         baggage: _builtins.str = ...,
         request: _builtins.bytes = ...,
         request_id: _builtins.str = ...,
+        class_number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baggage", b"baggage", "key", b"key", "number", b"number", "request", b"request", "request_id", b"request_id", "timeout_s", b"timeout_s", "traceparent", b"traceparent", "tracestate", b"tracestate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baggage", b"baggage", "class_number", b"class_number", "key", b"key", "number", b"number", "request", b"request", "request_id", b"request_id", "timeout_s", b"timeout_s", "traceparent", b"traceparent", "tracestate", b"tracestate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from modelyard.type.v1 import error_pb2 as _error_pb2
+from modelyard.type.v1 import service_class_pb2 as _service_class_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -540,6 +541,9 @@ class RouteOptions(_message.Message):
     ZONE_FIELD_NUMBER: _builtins.int
     IDEMPOTENT_FIELD_NUMBER: _builtins.int
     EXPLAIN_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     max_cost_microusd: _builtins.int
     """Leave out candidates that cost more per call, in millionths of a US dollar."""
     min_quality: _builtins.float
@@ -552,6 +556,16 @@ class RouteOptions(_message.Message):
     """False forbids a second attempt once the first may have run. Default true."""
     explain: _builtins.bool
     """True puts the candidate table into the Decision."""
+    tenant: _builtins.str
+    """The tenant that it is for, which shares devices evenly with others of its tier. Claimed, not proved, as long as there
+    is no authentication.
+    """
+    tier: _builtins.str
+    """A tier of the tenant's policy, or of the policy `default` for calls without a tenant; none of an earlier band than the
+    tenant's own.
+    """
+    priority: _builtins.int
+    """Instead of a tier: 1 is the most urgent; also the request parameter `priority`. 0 says nothing."""
     def __init__(
         self,
         *,
@@ -561,10 +575,13 @@ class RouteOptions(_message.Message):
         zone: _builtins.str = ...,
         idempotent: _builtins.bool | None = ...,
         explain: _builtins.bool = ...,
+        tenant: _builtins.str = ...,
+        tier: _builtins.str = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent", "_max_cost_microusd", b"_max_cost_microusd", "_min_quality", b"_min_quality", "idempotent", b"idempotent", "max_cost_microusd", b"max_cost_microusd", "min_quality", b"min_quality"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent", "_max_cost_microusd", b"_max_cost_microusd", "_min_quality", b"_min_quality", "explain", b"explain", "idempotent", b"idempotent", "max_cost_microusd", b"max_cost_microusd", "min_quality", b"min_quality", "prefer", b"prefer", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent", "_max_cost_microusd", b"_max_cost_microusd", "_min_quality", b"_min_quality", "explain", b"explain", "idempotent", b"idempotent", "max_cost_microusd", b"max_cost_microusd", "min_quality", b"min_quality", "prefer", b"prefer", "priority", b"priority", "tenant", b"tenant", "tier", b"tier", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__idempotent: _TypeAlias = _typing.Literal["idempotent"]  # noqa: Y015
     _WhichOneofArgType__idempotent: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent"]  # noqa: Y015
@@ -605,6 +622,7 @@ class Decision(_message.Message):
     TRACE_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
+    SERVICE_CLASS_FIELD_NUMBER: _builtins.int
     route: _builtins.str
     """The route (or model) the caller named."""
     model: _builtins.str
@@ -649,6 +667,10 @@ class Decision(_message.Message):
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
         """The candidates with their scores, if `explain` was set."""
 
+    @_builtins.property
+    def service_class(self) -> _service_class_pb2.ServiceClass:
+        """Whom it was for; absent for nobody in particular."""
+
     def __init__(
         self,
         *,
@@ -670,10 +692,11 @@ class Decision(_message.Message):
         trace_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
         candidates: _abc.Iterable[Global___Candidate] | None = ...,
+        service_class: _service_class_pb2.ServiceClass | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_quality", b"_quality", "deadline", b"deadline", "quality", b"quality", "stages", b"stages"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_quality", b"_quality", "deadline", b"deadline", "quality", b"quality", "service_class", b"service_class", "stages", b"stages"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_quality", b"_quality", "attempts", b"attempts", "batch_size", b"batch_size", "candidates", b"candidates", "cost_microusd", b"cost_microusd", "deadline", b"deadline", "deadline_source", b"deadline_source", "host", b"host", "model", b"model", "quality", b"quality", "reason", b"reason", "registry_revision", b"registry_revision", "request_id", b"request_id", "route", b"route", "stages", b"stages", "strategy", b"strategy", "trace_id", b"trace_id", "version", b"version", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_quality", b"_quality", "attempts", b"attempts", "batch_size", b"batch_size", "candidates", b"candidates", "cost_microusd", b"cost_microusd", "deadline", b"deadline", "deadline_source", b"deadline_source", "host", b"host", "model", b"model", "quality", b"quality", "reason", b"reason", "registry_revision", b"registry_revision", "request_id", b"request_id", "route", b"route", "service_class", b"service_class", "stages", b"stages", "strategy", b"strategy", "trace_id", b"trace_id", "version", b"version", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__quality: _TypeAlias = _typing.Literal["quality"]  # noqa: Y015
     _WhichOneofArgType__quality: _TypeAlias = _typing.Literal["_quality", b"_quality"]  # noqa: Y015
@@ -862,6 +885,112 @@ class HostScore(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HostScore: _TypeAlias = HostScore  # noqa: Y015
+
+@_typing.final
+class InferStreamRequest(_message.Message):
+    """One inference, to be answered in pieces."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def request(self) -> Global___InferRequest:
+        """The call."""
+
+    def __init__(
+        self,
+        *,
+        request: Global___InferRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InferStreamRequest: _TypeAlias = InferStreamRequest  # noqa: Y015
+
+@_typing.final
+class InferStreamResponse(_message.Message):
+    """A piece of an answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    TOTALS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def response(self) -> Global___InferResponse:
+        """Outputs of this piece; in the last message with the Decision."""
+
+    @_builtins.property
+    def totals(self) -> Global___StreamTotals:
+        """How the answer came about; in the last message, and only there."""
+
+    def __init__(
+        self,
+        *,
+        response: Global___InferResponse | None = ...,
+        totals: Global___StreamTotals | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["response", b"response", "totals", b"totals"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["response", b"response", "totals", b"totals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InferStreamResponse: _TypeAlias = InferStreamResponse  # noqa: Y015
+
+@_typing.final
+class StreamTotals(_message.Message):
+    """How an answer in pieces came about."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_FIELD_NUMBER: _builtins.int
+    COMPUTE_FIELD_NUMBER: _builtins.int
+    BESIDE_FIELD_NUMBER: _builtins.int
+    prompt_tokens: _builtins.int
+    """Tokens of the prompt; 0 of a model that does not generate."""
+    tokens: _builtins.int
+    """Tokens of the answer."""
+    finish_reason: _builtins.str
+    """Why it ended: `end` (by the model itself), `stop` (the text to stop at came), `length` (max_tokens, or no more room)."""
+    beside: _builtins.int
+    """Most sequences in one step of it, itself included."""
+    @_builtins.property
+    def queue(self) -> _duration_pb2.Duration:
+        """On the host, from the request to the step that it joined."""
+
+    @_builtins.property
+    def first_token(self) -> _duration_pb2.Duration:
+        """On the host, from the request to the first token."""
+
+    @_builtins.property
+    def compute(self) -> _duration_pb2.Duration:
+        """On the host, from the step that it joined to its last one."""
+
+    def __init__(
+        self,
+        *,
+        prompt_tokens: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        finish_reason: _builtins.str = ...,
+        queue: _duration_pb2.Duration | None = ...,
+        first_token: _duration_pb2.Duration | None = ...,
+        compute: _duration_pb2.Duration | None = ...,
+        beside: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compute", b"compute", "first_token", b"first_token", "queue", b"queue"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beside", b"beside", "compute", b"compute", "finish_reason", b"finish_reason", "first_token", b"first_token", "prompt_tokens", b"prompt_tokens", "queue", b"queue", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamTotals: _TypeAlias = StreamTotals  # noqa: Y015
 
 @_typing.final
 class InferManyRequest(_message.Message):

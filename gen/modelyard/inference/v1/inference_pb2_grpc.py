@@ -40,6 +40,11 @@ class InferenceServiceStub:
                 request_serializer=modelyard_dot_inference_dot_v1_dot_inference__pb2.InferRequest.SerializeToString,
                 response_deserializer=modelyard_dot_inference_dot_v1_dot_inference__pb2.InferResponse.FromString,
                 _registered_method=True)
+        self.InferStream = channel.unary_stream(
+                '/modelyard.inference.v1.InferenceService/InferStream',
+                request_serializer=modelyard_dot_inference_dot_v1_dot_inference__pb2.InferStreamRequest.SerializeToString,
+                response_deserializer=modelyard_dot_inference_dot_v1_dot_inference__pb2.InferStreamResponse.FromString,
+                _registered_method=True)
         self.InferMany = channel.stream_stream(
                 '/modelyard.inference.v1.InferenceService/InferMany',
                 request_serializer=modelyard_dot_inference_dot_v1_dot_inference__pb2.InferManyRequest.SerializeToString,
@@ -66,6 +71,21 @@ class InferenceServiceServicer:
         FAILED_PRECONDITION (no candidate meets the constraints); RESOURCE_EXHAUSTED (overload);
         DEADLINE_EXCEEDED; UNAVAILABLE (no ready host); UNIMPLEMENTED (a route's strategy that routers do not carry out);
         INTERNAL (the model failed); CANCELLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def InferStream(self, request, context):
+        """Runs one inference and answers in pieces, as the model makes them: for models that generate. Others answer with
+        one piece.
+
+        Outputs of a piece continue those of the one before. The last message has the Decision and the totals; its outputs
+        may be left out. Parameters that models of text understand: max_tokens, temperature, top_p, seed, stop.
+        Whoever ends the call early frees its place in the model before the next token.
+        Retry: before the first piece as of Infer, and the router has then already retried; after it nobody retries, since
+        pieces would come twice. Statuses: as of Infer; RESOURCE_EXHAUSTED also if the first piece would come too late,
+        DEADLINE_EXCEEDED also after some pieces.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -102,6 +122,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Infer,
                     request_deserializer=modelyard_dot_inference_dot_v1_dot_inference__pb2.InferRequest.FromString,
                     response_serializer=modelyard_dot_inference_dot_v1_dot_inference__pb2.InferResponse.SerializeToString,
+            ),
+            'InferStream': grpc.unary_stream_rpc_method_handler(
+                    servicer.InferStream,
+                    request_deserializer=modelyard_dot_inference_dot_v1_dot_inference__pb2.InferStreamRequest.FromString,
+                    response_serializer=modelyard_dot_inference_dot_v1_dot_inference__pb2.InferStreamResponse.SerializeToString,
             ),
             'InferMany': grpc.stream_stream_rpc_method_handler(
                     servicer.InferMany,
@@ -142,6 +167,33 @@ class InferenceService:
             '/modelyard.inference.v1.InferenceService/Infer',
             modelyard_dot_inference_dot_v1_dot_inference__pb2.InferRequest.SerializeToString,
             modelyard_dot_inference_dot_v1_dot_inference__pb2.InferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InferStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/modelyard.inference.v1.InferenceService/InferStream',
+            modelyard_dot_inference_dot_v1_dot_inference__pb2.InferStreamRequest.SerializeToString,
+            modelyard_dot_inference_dot_v1_dot_inference__pb2.InferStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,17 @@ class InferenceServiceStub:
     DEADLINE_EXCEEDED; UNAVAILABLE (no ready host); UNIMPLEMENTED (a route's strategy that routers do not carry out);
     INTERNAL (the model failed); CANCELLED.
     """
+    InferStream: _grpc.UnaryStreamMultiCallable[_inference_pb2.InferStreamRequest, _inference_pb2.InferStreamResponse]
+    """Runs one inference and answers in pieces, as the model makes them: for models that generate. Others answer with
+    one piece.
+
+    Outputs of a piece continue those of the one before. The last message has the Decision and the totals; its outputs
+    may be left out. Parameters that models of text understand: max_tokens, temperature, top_p, seed, stop.
+    Whoever ends the call early frees its place in the model before the next token.
+    Retry: before the first piece as of Infer, and the router has then already retried; after it nobody retries, since
+    pieces would come twice. Statuses: as of Infer; RESOURCE_EXHAUSTED also if the first piece would come too late,
+    DEADLINE_EXCEEDED also after some pieces.
+    """
     InferMany: _grpc.StreamStreamMultiCallable[_inference_pb2.InferManyRequest, _inference_pb2.InferManyResponse]
     """Runs many inferences over one stream, for callers who have many: each is routed by itself, as by Infer.
 
@@ -76,6 +87,17 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     FAILED_PRECONDITION (no candidate meets the constraints); RESOURCE_EXHAUSTED (overload);
     DEADLINE_EXCEEDED; UNAVAILABLE (no ready host); UNIMPLEMENTED (a route's strategy that routers do not carry out);
     INTERNAL (the model failed); CANCELLED.
+    """
+    InferStream: _aio.UnaryStreamMultiCallable[_inference_pb2.InferStreamRequest, _inference_pb2.InferStreamResponse]  # type: ignore[assignment]
+    """Runs one inference and answers in pieces, as the model makes them: for models that generate. Others answer with
+    one piece.
+
+    Outputs of a piece continue those of the one before. The last message has the Decision and the totals; its outputs
+    may be left out. Parameters that models of text understand: max_tokens, temperature, top_p, seed, stop.
+    Whoever ends the call early frees its place in the model before the next token.
+    Retry: before the first piece as of Infer, and the router has then already retried; after it nobody retries, since
+    pieces would come twice. Statuses: as of Infer; RESOURCE_EXHAUSTED also if the first piece would come too late,
+    DEADLINE_EXCEEDED also after some pieces.
     """
     InferMany: _aio.StreamStreamMultiCallable[_inference_pb2.InferManyRequest, _inference_pb2.InferManyResponse]  # type: ignore[assignment]
     """Runs many inferences over one stream, for callers who have many: each is routed by itself, as by Infer.
@@ -112,6 +134,23 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         FAILED_PRECONDITION (no candidate meets the constraints); RESOURCE_EXHAUSTED (overload);
         DEADLINE_EXCEEDED; UNAVAILABLE (no ready host); UNIMPLEMENTED (a route's strategy that routers do not carry out);
         INTERNAL (the model failed); CANCELLED.
+        """
+
+    @_abc_1.abstractmethod
+    def InferStream(
+        self,
+        request: _inference_pb2.InferStreamRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_inference_pb2.InferStreamResponse], _abc.AsyncIterator[_inference_pb2.InferStreamResponse]]:
+        """Runs one inference and answers in pieces, as the model makes them: for models that generate. Others answer with
+        one piece.
+
+        Outputs of a piece continue those of the one before. The last message has the Decision and the totals; its outputs
+        may be left out. Parameters that models of text understand: max_tokens, temperature, top_p, seed, stop.
+        Whoever ends the call early frees its place in the model before the next token.
+        Retry: before the first piece as of Infer, and the router has then already retried; after it nobody retries, since
+        pieces would come twice. Statuses: as of Infer; RESOURCE_EXHAUSTED also if the first piece would come too late,
+        DEADLINE_EXCEEDED also after some pieces.
         """
 
     @_abc_1.abstractmethod

@@ -400,6 +400,8 @@ class ModelVersionSpec(_message.Message):
     FAILURE_MODES_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
     SMOKE_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    ON_DEMAND_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Semver."""
     min_replicas: _builtins.int
@@ -414,6 +416,10 @@ class ModelVersionSpec(_message.Message):
     """What was measured for `quality`."""
     owner: _builtins.str
     """Who answers for this version; empty: who answers for the model."""
+    on_demand: _builtins.bool
+    """True lets it leave the device's memory when other versions need the room. A call brings it back and waits for that.
+    It counts as ready all the while; min_replicas is the number of hosts that have it at hand.
+    """
     @_builtins.property
     def artifact(self) -> Global___Artifact:
         """The weights."""
@@ -458,6 +464,10 @@ class ModelVersionSpec(_message.Message):
     def smoke(self) -> Global___SmokeTest:
         """What it must answer on a staging host before it may land."""
 
+    @_builtins.property
+    def generation(self) -> Global___Generation:
+        """Set if it answers in pieces, one after another: a language model."""
+
     def __init__(
         self,
         *,
@@ -479,10 +489,12 @@ class ModelVersionSpec(_message.Message):
         failure_modes: _abc.Iterable[_builtins.str] | None = ...,
         owner: _builtins.str = ...,
         smoke: Global___SmokeTest | None = ...,
+        generation: Global___Generation | None = ...,
+        on_demand: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_quality", b"_quality", "artifact", b"artifact", "backend", b"backend", "batching", b"batching", "lineage", b"lineage", "quality", b"quality", "resources", b"resources", "service_time", b"service_time", "smoke", b"smoke"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_quality", b"_quality", "artifact", b"artifact", "backend", b"backend", "batching", b"batching", "generation", b"generation", "lineage", b"lineage", "quality", b"quality", "resources", b"resources", "service_time", b"service_time", "smoke", b"smoke"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_quality", b"_quality", "artifact", b"artifact", "backend", b"backend", "batching", b"batching", "cost_microusd", b"cost_microusd", "failure_modes", b"failure_modes", "files", b"files", "lineage", b"lineage", "min_replicas", b"min_replicas", "owner", b"owner", "pool", b"pool", "quality", b"quality", "quality_metric", b"quality_metric", "resources", b"resources", "segment_qualities", b"segment_qualities", "service_time", b"service_time", "smoke", b"smoke", "version", b"version", "warmup", b"warmup"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_quality", b"_quality", "artifact", b"artifact", "backend", b"backend", "batching", b"batching", "cost_microusd", b"cost_microusd", "failure_modes", b"failure_modes", "files", b"files", "generation", b"generation", "lineage", b"lineage", "min_replicas", b"min_replicas", "on_demand", b"on_demand", "owner", b"owner", "pool", b"pool", "quality", b"quality", "quality_metric", b"quality_metric", "resources", b"resources", "segment_qualities", b"segment_qualities", "service_time", b"service_time", "smoke", b"smoke", "version", b"version", "warmup", b"warmup"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__quality: _TypeAlias = _typing.Literal["quality"]  # noqa: Y015
     _WhichOneofArgType__quality: _TypeAlias = _typing.Literal["_quality", b"_quality"]  # noqa: Y015
@@ -633,6 +645,44 @@ class Artifact(_message.Message):
 Global___Artifact: _TypeAlias = Artifact  # noqa: Y015
 
 @_typing.final
+class Generation(_message.Message):
+    """How a version that answers in pieces does so: sequences are computed together, and join and leave between any two
+    tokens. What it takes of the device's memory grows with `sequences` times `max_tokens`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCES_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    PREFILL_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_WAITING_FIELD_NUMBER: _builtins.int
+    sequences: _builtins.int
+    """Sequences answered together; 0 means 8, at most 1,024."""
+    max_tokens: _builtins.int
+    """Most tokens of a prompt with its answer; 0 means 1,024."""
+    prefill_tokens: _builtins.int
+    """Most tokens of prompts computed between two tokens of the others: more brings first tokens sooner, and lets the
+    others wait longer for their next ones. 0 means 32.
+    """
+    max_waiting: _builtins.int
+    """Sequences that wait for others to end; more are refused. 0 means 64."""
+    def __init__(
+        self,
+        *,
+        sequences: _builtins.int = ...,
+        max_tokens: _builtins.int = ...,
+        prefill_tokens: _builtins.int = ...,
+        max_waiting: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_tokens", b"max_tokens", "max_waiting", b"max_waiting", "prefill_tokens", b"prefill_tokens", "sequences", b"sequences"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Generation: _TypeAlias = Generation  # noqa: Y015
+
+@_typing.final
 class Backend(_message.Message):
     """What runs a version."""
 
@@ -696,25 +746,91 @@ class Batching(_message.Message):
 
     MAX_BATCH_SIZE_FIELD_NUMBER: _builtins.int
     MAX_WAIT_FIELD_NUMBER: _builtins.int
+    PADDING_FIELD_NUMBER: _builtins.int
     max_batch_size: _builtins.int
     """Largest batch; 0 or 1 means that calls are never put together."""
     @_builtins.property
     def max_wait(self) -> _duration_pb2.Duration:
         """Longest time a call may wait for company on an idle device. Default 0: never."""
 
+    @_builtins.property
+    def padding(self) -> _containers.RepeatedCompositeFieldContainer[Global___Padding]:
+        """Dimensions that may be filled up, so that calls of different lengths can be put together. None: only calls of equal
+        shapes are.
+        """
+
     def __init__(
         self,
         *,
         max_batch_size: _builtins.int = ...,
         max_wait: _duration_pb2.Duration | None = ...,
+        padding: _abc.Iterable[Global___Padding] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["max_wait", b"max_wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_batch_size", b"max_batch_size", "max_wait", b"max_wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_batch_size", b"max_batch_size", "max_wait", b"max_wait", "padding", b"padding"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Batching: _TypeAlias = Batching  # noqa: Y015
+
+@_typing.final
+class Padding(_message.Message):
+    """A dimension of an input that may be filled up to the longest of a batch, since the model ignores what fills it. Lengths
+    within a factor of two share a batch.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class OutputsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    INPUT_FIELD_NUMBER: _builtins.int
+    DIMENSION_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
+    input: _builtins.str
+    """The input."""
+    dimension: _builtins.int
+    """Its dimension, 1 or more; 0 is the batch's own."""
+    value: _builtins.float
+    """What fills it."""
+    @_builtins.property
+    def outputs(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Outputs that are as long in one dimension, and which: they are cut back to the call's own length."""
+
+    def __init__(
+        self,
+        *,
+        input: _builtins.str = ...,
+        dimension: _builtins.int = ...,
+        value: _builtins.float = ...,
+        outputs: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimension", b"dimension", "input", b"input", "outputs", b"outputs", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Padding: _TypeAlias = Padding  # noqa: Y015
 
 @_typing.final
 class Lineage(_message.Message):

@@ -221,6 +221,8 @@ class ModelLoad(_message.Message):
     BATCH_CAP_FIELD_NUMBER: _builtins.int
     BASE_S_FIELD_NUMBER: _builtins.int
     PER_ITEM_S_FIELD_NUMBER: _builtins.int
+    QUEUED_UP_TO_FIELD_NUMBER: _builtins.int
+    ABSENT_S_FIELD_NUMBER: _builtins.int
     queued: _builtins.int
     """Calls waiting for a batch."""
     running: _builtins.int
@@ -231,9 +233,17 @@ class ModelLoad(_message.Message):
     """Fitted batch time t(b) = base + per_item * b, in seconds: base."""
     per_item_s: _builtins.float
     """Fitted batch time t(b) = base + per_item * b, in seconds: per item."""
+    absent_s: _builtins.float
+    """Seconds that a call waits until the version is in memory; 0 if it is."""
     @_builtins.property
     def key(self) -> _model_pb2.ModelKey:
         """Which version."""
+
+    @_builtins.property
+    def queued_up_to(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Where calls of several bands wait, those that compute and those that wait up to band 1, up to band 2, ... up to band 8;
+        else empty.
+        """
 
     def __init__(
         self,
@@ -244,10 +254,12 @@ class ModelLoad(_message.Message):
         batch_cap: _builtins.int = ...,
         base_s: _builtins.float = ...,
         per_item_s: _builtins.float = ...,
+        queued_up_to: _abc.Iterable[_builtins.int] | None = ...,
+        absent_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_s", b"base_s", "batch_cap", b"batch_cap", "key", b"key", "per_item_s", b"per_item_s", "queued", b"queued", "running", b"running"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent_s", b"absent_s", "base_s", b"base_s", "batch_cap", b"batch_cap", "key", b"key", "per_item_s", b"per_item_s", "queued", b"queued", "queued_up_to", b"queued_up_to", "running", b"running"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -265,6 +277,7 @@ class HostLoad(_message.Message):
     USED_BYTES_FIELD_NUMBER: _builtins.int
     UTILIZATION_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    CUTOFF_FIELD_NUMBER: _builtins.int
     host_id: _builtins.str
     """Which host."""
     sequence: _builtins.int
@@ -275,6 +288,10 @@ class HostLoad(_message.Message):
     """Share of the last second the device computed, in [0, 1]."""
     draining: _builtins.bool
     """True once the host takes no new work."""
+    cutoff: _builtins.int
+    """Calls from this level on are refused for want of capacity, so that they need not be sent: a class's level is
+    (band - 1 + (sheddable ? 8 : 0)) * 128 + crc32(tenant) % 128. 0 or 2048: none is.
+    """
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelLoad]:
         """The version the result is about; other versions only where asked."""
@@ -288,10 +305,11 @@ class HostLoad(_message.Message):
         used_bytes: _builtins.int = ...,
         utilization: _builtins.float = ...,
         draining: _builtins.bool = ...,
+        cutoff: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "host_id", b"host_id", "models", b"models", "sequence", b"sequence", "used_bytes", b"used_bytes", "utilization", b"utilization"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cutoff", b"cutoff", "draining", b"draining", "host_id", b"host_id", "models", b"models", "sequence", b"sequence", "used_bytes", b"used_bytes", "utilization", b"utilization"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -8,13 +8,15 @@ here, or by an installed package under the entry point group `modelyard.torch_ar
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from numpy.typing import NDArray
 
 from services.domain.errors import ArtifactRejected
-from services.model_host.backends.architectures import bert_encoder, efficientnet_lite, mlp, small_cnn
+from services.domain.objects import Generation
+from services.model_host.backends.architectures import bert_encoder, efficientnet_lite, llama_decoder, mlp, small_cnn
+from services.model_host.backends.base import GenerativeModel
 
 ENTRY_POINT_GROUP = "modelyard.torch_architectures"
 
@@ -40,12 +42,27 @@ class Architecture(Protocol):
         ...
 
 
+@runtime_checkable
+class Generative(Protocol):
+    """An architecture that answers in pieces, if its version says how."""
+
+    def generator(self, settings: Generation, device: torch.device) -> GenerativeModel:
+        """The module, with its weights, as a model that generates.
+
+        Args:
+            settings: What the version says of it.
+            device: Where `module` lives.
+        """
+        ...
+
+
 Factory = Callable[[Mapping[str, str], Mapping[str, Path]], Architecture]
 """Makes an architecture from a version's backend options and further files."""
 
 BUILTIN: dict[str, Factory] = {
     "bert_encoder": bert_encoder.build,
     "efficientnet_lite": efficientnet_lite.build,
+    "llama_decoder": llama_decoder.build,
     "mlp": mlp.build,
     "small_cnn": small_cnn.build,
 }

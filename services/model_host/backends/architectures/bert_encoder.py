@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from services.domain.errors import ArtifactRejected
 from services.model_host.backends.architectures import options
 from services.model_host.backends.text import TextEncoder, mean_pool
+from services.model_host.backends.torch_tensors import to_arrays, to_device
 
 NORM_EPSILON = 1e-12
 
@@ -152,11 +153,12 @@ class BertEncoderArchitecture:
         """Embeddings of texts."""
         tokens = self.text.encode([bytes(text) for text in inputs[self.input_name]])
         states = self.module(
-            torch.from_numpy(tokens["input_ids"]).to(device),
-            torch.from_numpy(tokens["attention_mask"]).to(device),
-            torch.from_numpy(tokens["token_type_ids"]).to(device),
+            to_device(tokens["input_ids"], device),
+            to_device(tokens["attention_mask"], device),
+            to_device(tokens["token_type_ids"], device),
         )
-        return {"embedding": mean_pool(states.float().cpu().numpy(), tokens["attention_mask"])}
+        answer = to_arrays({"states": states.float()})
+        return {"embedding": mean_pool(answer["states"], tokens["attention_mask"])}
 
 
 def build(settings: Mapping[str, str], files: Mapping[str, Path]) -> BertEncoderArchitecture:

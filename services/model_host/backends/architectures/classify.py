@@ -5,6 +5,8 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import Tensor
 
+from services.model_host.backends.torch_tensors import to_arrays
+
 
 def answers(logits: Tensor) -> dict[str, NDArray[Any]]:
     """Outputs of a classifier.
@@ -16,8 +18,4 @@ def answers(logits: Tensor) -> dict[str, NDArray[Any]]:
         `logits` and `probabilities` (FP32 [items, classes]), `label` (INT64 [items]).
     """
     rows = logits.float()
-    return {
-        "logits": rows.cpu().numpy(),
-        "probabilities": rows.softmax(dim=1).cpu().numpy(),
-        "label": rows.argmax(dim=1).cpu().numpy(),
-    }
+    return to_arrays({"logits": rows, "probabilities": rows.softmax(dim=1), "label": rows.argmax(dim=1)})

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from services.model_host.backends.architectures import classify, options
+from services.model_host.backends.torch_tensors import to_device
 
 STAGES = (
     # repeats, kernel, stride, expansion, channels in, channels out: table 1 of the paper
@@ -172,7 +173,7 @@ class EfficientNetLiteArchitecture:
 
     def predict(self, inputs: Mapping[str, NDArray[Any]], device: torch.device) -> dict[str, NDArray[Any]]:
         """Classes of pictures."""
-        images = torch.from_numpy(inputs[self.input_name]).to(device)
+        images = to_device(inputs[self.input_name], device)
         return classify.answers(self.module(prepared(images, self.side)))
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from services.domain.errors import ArtifactRejected
 from services.model_host.backends.architectures import classify, options
+from services.model_host.backends.torch_tensors import to_arrays, to_device
 
 
 class Mlp(torch.nn.Module):
@@ -50,8 +51,8 @@ class MlpArchitecture:
 
     def predict(self, inputs: Mapping[str, NDArray[Any]], device: torch.device) -> dict[str, NDArray[Any]]:
         """Classes or values of rows of features."""
-        values = self.module(torch.from_numpy(inputs[self.input_name]).to(device, torch.float32))
-        return {"values": values.cpu().numpy()} if self.task == "regress" else classify.answers(values)
+        values = self.module(to_device(inputs[self.input_name], device, torch.float32))
+        return to_arrays({"values": values}) if self.task == "regress" else classify.answers(values)
 
 
 def build(settings: Mapping[str, str], files: Mapping[str, Path]) -> MlpArchitecture:

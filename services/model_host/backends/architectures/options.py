@@ -1,5 +1,6 @@
 """Reads an architecture's options, which travel as text, and says what is wrong with them."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,6 +43,24 @@ def integers(options: Mapping[str, str], name: str, default: tuple[int, ...] | N
     if not values or min(values) < 1:
         raise ArtifactRejected(f"option '{name}' must be positive integers between commas, '{text or ''}' came")
     return values
+
+
+def number(options: Mapping[str, str], name: str, default: float) -> float:
+    """The option as a finite number above 0.
+
+    Raises:
+        ArtifactRejected: It is none.
+    """
+    text = options.get(name)
+    if text is None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.0 < value < math.inf:
+        raise ArtifactRejected(f"option '{name}' must be a number above 0, '{text}' came")
+    return value
 
 
 def choice(options: Mapping[str, str], name: str, allowed: tuple[str, ...], default: str | None = None) -> str:

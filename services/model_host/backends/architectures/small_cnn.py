@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from services.model_host.backends.architectures import classify, options
+from services.model_host.backends.torch_tensors import to_device
 
 
 class Block(torch.nn.Module):
@@ -70,7 +71,7 @@ class SmallCnnArchitecture:
 
     def predict(self, inputs: Mapping[str, NDArray[Any]], device: torch.device) -> dict[str, NDArray[Any]]:
         """Classes of pictures."""
-        pixels = torch.from_numpy(inputs[self.input_name]).to(device, torch.float32)
+        pixels = to_device(inputs[self.input_name], device, torch.float32)
         return classify.answers(self.module(pixels.reshape(-1, *self.shape) / self.scale))
 
 

@@ -1,0 +1,73 @@
+"""Answers in pieces: what goes to a host and comes from it, and what the caller gets of it.
+
+The pipeline routes such a call like any other: its payload says where pieces go as they come, and what the pipeline
+gets back is the last message. Once a piece has gone out there is no other attempt: it would come twice.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from modelyard.host.v1 import host_pb2
+from modelyard.inference.v1 import inference_pb2 as pb
+from services.chassis.encoding import Buffer, Encoded, length_delimited, read_varint
+from services.router import wire
+from services.router.frames import Payload, with_decision
+from services.router.pipeline import Answer
+
+_RESPONSE_TAG = 0x0A  # ExecuteStreamResponse.response = 1
+_PIECE_TAG = b"\x0a"  # InferStreamResponse.response = 1
+
+
+class Streamed(NamedTuple):
+    """The payload of a call that is answered in pieces."""
+
+    payload: Payload
+    piece: Callable[[Buffer], Awaitable[None]]
+    """Takes each encoded InferResponse but the last one; returns once there is room for the next."""
+
+
+class Finished(NamedTuple):
+    """The last message of an answer in pieces."""
+
+    response: Buffer
+    """An InferResponse, still encoded; perhaps without outputs."""
+    totals: pb.StreamTotals
+
+    @classmethod
+    def of(cls, answer: Answer) -> "Finished":
+        """What the pipeline brought back."""
+        assert isinstance(answer.payload, Finished)
+        return answer.payload
+
+
+def open_piece(raw: bytes) -> tuple[Buffer, host_pb2.ExecuteStreamResponse]:
+    """An ExecuteStreamResponse taken apart.
+
+    Returns:
+        The InferResponse in it, still encoded and where it lies, and the rest.
+
+    Raises:
+        DecodeError: The bytes are no ExecuteStreamResponse.
+    """
+    if raw and raw[0] == _RESPONSE_TAG:
+        length, start = read_varint(raw, 1)
+        end = start + length
+        if end <= len(raw):
+            rest = host_pb2.ExecuteStreamResponse.FromString(raw[end:])
+            if not rest.HasField("response"):
+                return memoryview(raw)[start:end], rest
+    whole = host_pb2.ExecuteStreamResponse.FromString(raw)
+    return whole.response.SerializeToString(), whole
+
+
+def piece_message(response: Buffer) -> Encoded:
+    """An InferStreamResponse with a piece that is not the last one."""
+    return Encoded(length_delimited(_PIECE_TAG, (response,), len(response)))
+
+
+def last_message(answer: Answer) -> Encoded:
+    """The InferStreamResponse that ends an answer: with its Decision and the totals."""
+    finished = Finished.of(answer)
+    response = with_decision(finished.response, wire.encode_decision(answer.decision))
+    field = length_delimited(_PIECE_TAG, response.parts, len(response))
+    return Encoded((*field, pb.InferStreamResponse(totals=finished.totals).SerializeToString()))
