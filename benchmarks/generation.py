@@ -7,8 +7,8 @@ in this process, over loopback. Ends with one line of JSON; times are in millise
 
 - `bare_per_s`: tokens a second of a loop around the model, by how many sequences are stepped together; the mean of
   before and after all else;
-- `at`: with 1, 4 and 8 callers: time to the first token and between tokens (P50, P99), tokens a second, and the ratio
-  of that to the bare loop's;
+- `at`: with 1, 4 and 8 callers: time to the first token and between tokens (P50, P99), tokens a second, the part of the
+  time that the compute thread was in the model, and the ratio of the tokens a second to the bare loop's;
 - `load`: the same arrivals with sequences that join and leave between steps (`iteration`), and in static batches of 8
   (`static`): from each request's intended time to its first token and to its end.
 """
@@ -70,8 +70,12 @@ async def measured(folder: Path, objects: Sequence[objects_pb2.Object], asked: a
         callers = Callers(host.stub, key)
         await callers.closed_loop(SLOTS, tokens=4, rounds=1)
         at: dict[int, Heard] = {}
+        share: dict[int, float] = {}
         for count in CALLERS:
+            before = await host.done(model.metadata.name)
             at[count] = await callers.closed_loop(count, tokens=asked.tokens, rounds=asked.rounds)
+            done = await host.done(model.metadata.name)
+            share[count] = (done.device_s - before.device_s) / at[count].took_s
         mean = (SHORTEST + LONGEST) / 2
         coming = arrivals(
             asked.requests,
@@ -84,7 +88,7 @@ async def measured(folder: Path, objects: Sequence[objects_pb2.Object], asked: a
             "iteration": await callers.as_they_come(coming),
             "static": await callers.in_batches(coming, size=SLOTS),
         }
-    return {"at": at, "load": load}
+    return {"at": at, "share": share, "load": load}
 
 
 def main() -> None:
@@ -110,6 +114,7 @@ def main() -> None:
                         "first_ms": quantiles_ms(heard.first_s),
                         "next_ms": quantiles_ms(heard.gaps_s),
                         "per_s": round(heard.tokens_per_s, 2),
+                        "in_model": round(found["share"][count], 3),
                         **({"ratio": round(heard.tokens_per_s / bare[count], 3)} if count in bare else {}),
                     }
                     for count, heard in found["at"].items()

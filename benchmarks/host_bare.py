@@ -1,6 +1,6 @@
 """A model called in a loop, with nothing around it: what the device could do at most.
 
-    python -m benchmarks.host_bare MODEL [--seconds S]
+    python -m benchmarks.host_bare MODEL [--seconds S] [--quick]
 
 Loads a model of the zoo with the host's own backend, in a process of its own, and calls it on ready batches of each
 power of two. Prints a line of JSON: rows a second by rows of a batch.
@@ -71,11 +71,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--seconds", type=float, default=1.0, help="at each size")
+    parser.add_argument("--quick", action="store_true", help="the least, the largest, and one in between")
     arguments = parser.parse_args()
     subject = real()[arguments.model]
     model = loaded(subject)
     largest = subject.version.model_version.batching.max_batch_size
     sizes = [1 << power for power in range(largest.bit_length()) if 1 << power <= largest]
+    if arguments.quick:
+        sizes = sorted({sizes[0], sizes[len(sizes) // 2], sizes[-1]})
     print(json.dumps({size: round(rows_per_s(model, subject, size, arguments.seconds), 1) for size in sizes}))
 
 

@@ -26,6 +26,9 @@ TRIED = (0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.35, 0.2)
 """Loads, as shares of what it answers when there is always more to do."""
 
 WARM_S = 0.5
+TAIL_S = 0.2
+"""The load goes on for so long after what counts."""
+
 IN_FLIGHT = 4
 """Batches in flight when there is always more to do."""
 
@@ -45,7 +48,7 @@ async def measure(
                     busy = await _busy(line, tried, seconds)
                     found[f"{mode}_busy"] = busy
                     found[mode] = await _kept(line, tried, busy, seconds=seconds, seed=seed, tell=tell)
-        bare = await _bare(name, 0.1 if quick else 0.7)
+        bare = await _bare(name, quick=quick)
         best = max(bare.values())
         figures |= {
             f"batch_{name}_per_s": found["batched"],
@@ -74,7 +77,7 @@ async def _kept(
     until_s = WARM_S + seconds
     for share in TRIED:
         source = Source("all", share * busy_per_s, objective_s, subject.key, subject.requests)
-        outcomes = await offer(line, poisson([source], until_s, seed=seed), grace_s=objective_s + 1.0)
+        outcomes = await offer(line, poisson([source], until_s + TAIL_S, seed=seed), grace_s=objective_s + 1.0)
         try:
             outcomes.check_generator()
         except Void as void:
@@ -85,8 +88,9 @@ async def _kept(
     return 0.0
 
 
-async def _bare(name: str, seconds: float) -> dict[int, float]:
+async def _bare(name: str, *, quick: bool) -> dict[int, float]:
     """Rows a second of the bare loop, by rows of a batch."""
-    command = (sys.executable, "-m", "benchmarks.host_bare", name, "--seconds", str(seconds))
+    flags = ("--seconds", "0.1", "--quick") if quick else ("--seconds", "0.7")
+    command = (sys.executable, "-m", "benchmarks.host_bare", name, *flags)
     done = await asyncio.to_thread(subprocess.run, command, cwd=ROOT, check=True, capture_output=True)
     return {int(rows): float(per_s) for rows, per_s in json.loads(done.stdout).items()}

@@ -35,7 +35,7 @@ SETTLE_S = 0.5
 IN_FLIGHT = 64
 CANCEL_EVERY = 10
 REQUESTS, WARM_UP = 1_000_000, 50_000
-QUICK_REQUESTS, QUICK_WARM_UP = 100_000, 20_000
+QUICK_REQUESTS, QUICK_WARM_UP = 100_000, 10_000
 _CLOCK = SystemClock()
 
 
@@ -112,7 +112,7 @@ async def memory(folder: Path, *, quick: bool, tell: Callable[[str], None]) -> F
                 await load.run(calls=portion)
             done += portion
             answered, cancelled, failed = answered + load.answered, cancelled + load.cancelled, failed + load.failed
-            await _CLOCK.sleep(SETTLE_S / 5 if quick else SETTLE_S)
+            await _CLOCK.sleep(SETTLE_S / 10 if quick else SETTLE_S)
             samples.append(sample(host.process, done))
         took_s = _CLOCK.now_s() - began_s
     grown = growth(samples)

@@ -30,8 +30,8 @@ ROWS = (1, 2, 4, 8)
 """Of the calls of the tenants of each version, so that a call of one costs up to eight times that of another."""
 
 WANTED = (2.0, 3.0, 4.0, 6.0, 6.0, 4.0, 3.0, 2.0)
-"""What each of eight tenants offers, as a multiple of its fair share: so much that few gaps leave it without a call that
-waits, for the time of which nobody is owed anything."""
+"""What each of eight tenants offers, as a multiple of its fair share: so much that it seldom has no call that waits:
+for such a time nobody is owed anything."""
 
 
 def tenant(name: str) -> service_class_pb2.ServiceClass:

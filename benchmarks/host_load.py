@@ -135,9 +135,12 @@ class Outcomes:
 
 
 def goodput_per_s(outcomes: Outcomes, *, from_s: float, until_s: float) -> float:
-    """Answers within their deadline, per second of those that were to leave in between."""
-    window = _between(outcomes, from_s, until_s)
-    return float((outcomes.in_time & window).sum()) / (until_s - from_s)
+    """Answers within their deadline, per second of those that came in between.
+
+    Not of calls that were sent in between: those would be answered after it, too, when nothing else comes any more.
+    """
+    came = (outcomes.ended_s >= from_s) & (outcomes.ended_s < until_s)
+    return float((outcomes.in_time & came).sum()) / (until_s - from_s)
 
 
 def share_in_time(outcomes: Outcomes, belongs: Callable[[Source], bool], *, from_s: float, until_s: float) -> float:

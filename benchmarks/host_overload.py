@@ -31,14 +31,14 @@ SILVER_SHARE = 0.4
 GOLD_S, SILVER_S, BRONZE_S = 0.25, 0.5, 1.0
 """Deadlines. Two batches and the way there fit into the shortest."""
 
-TENANTS = 4
-"""Of each tier."""
+TENANTS, MANY = 4, 40
+"""Of each tier: few, each of which brings as much as the device can do, and many."""
 
 WARM_S = 1.0
 """Of each run; it does not count."""
 
-QUICK = 0.2
-"""How much of its time a quick run takes for each load; it leaves loads out."""
+TAIL_S = 0.3
+"""The load goes on for so long after what counts, so that its last calls have the same company as the others."""
 
 MOST_QUEUED = 10_000_000
 PROGRAMS = {
@@ -65,7 +65,37 @@ class Run:
     """P99 of how late the generator was."""
 
 
-def sources(subject: Subject, peak_per_s: float, scale: float) -> list[Source]:
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One load on one program."""
+
+    program: str
+    scale: str
+    seconds: float
+    tenants: int = TENANTS
+
+    @property
+    def name(self) -> str:
+        """In figures."""
+        return f"{self.program}_{self.scale}" if self.tenants == TENANTS else f"many_{self.scale}"
+
+
+FULL = (
+    *(Trial("host", scale, 8.0) for scale in ("1x", "2x", "5x")),
+    Trial("host", "10x", 20.0),
+    Trial("host", "10x", 12.0, tenants=MANY),
+    *(Trial(program, scale, 5.0) for program in ("fifo", "unguarded") for scale in SCALES),
+)
+"""At the highest load so long that a share of 0.999 of the top tier means something."""
+
+QUICK = (
+    Trial("host", "10x", 4.0),
+    Trial("fifo", "10x", 1.0),
+    Trial("unguarded", "10x", 1.0),
+)
+
+
+def sources(subject: Subject, peak_per_s: float, scale: float, *, tenants: int = TENANTS) -> list[Source]:
     """Who calls, at a multiple of the peak."""
     rest = (scale - GOLD_SHARE) * peak_per_s
     tiers = (
@@ -76,7 +106,7 @@ def sources(subject: Subject, peak_per_s: float, scale: float) -> list[Source]:
     return [
         Source(
             name=f"{tier}-{number}",
-            per_s=per_s / TENANTS,
+            per_s=per_s / tenants,
             timeout_s=timeout_s,
             key=subject.key,
             requests=subject.requests,
@@ -85,7 +115,7 @@ def sources(subject: Subject, peak_per_s: float, scale: float) -> list[Source]:
             ),
         )
         for tier, band, per_s, timeout_s in tiers
-        for number in range(TENANTS)
+        for number in range(tenants)
     ]
 
 
@@ -97,24 +127,23 @@ async def peak_per_s(host: Host, subject: Subject, seconds: float) -> float:
         return await Saturation(line, source, in_flight=4 * BATCH).run(seconds=seconds)
 
 
-async def run_at(
-    folder: Path, program: str, subject: Subject, peak: float, scale: float, *, seconds: float, seed: int
-) -> Run:
+async def run_trial(folder: Path, trial: Trial, subject: Subject, peak: float, *, seed: int) -> Run:
     """One fresh host under one load.
 
     Raises:
         Void: The generator was late.
     """
-    flags = () if program == "host" else ("--max-queued", str(MOST_QUEUED))
-    plan = poisson(sources(subject, peak, scale), WARM_S + seconds, seed=seed)
+    flags = () if trial.program == "host" else ("--max-queued", str(MOST_QUEUED))
+    callers = sources(subject, peak, SCALES[trial.scale], tenants=trial.tenants)
+    plan = poisson(callers, WARM_S + trial.seconds + TAIL_S, seed=seed)
     async with AsyncExitStack() as stack:
-        host = await stack.enter_async_context(Host(folder, program=PROGRAMS[program], flags=flags))
+        host = await stack.enter_async_context(Host(folder, program=PROGRAMS[trial.program], flags=flags))
         await host.load(subject.model, subject.version)
         line = await stack.enter_async_context(open_line(host.channel))
         outcomes = await offer(line, plan, grace_s=BRONZE_S)
         done = await host.done(subject.name)
     outcomes.check_generator()
-    return run_of(outcomes, seconds=seconds, wasted_share=done.wasted_s / max(1e-9, done.device_s))
+    return run_of(outcomes, seconds=trial.seconds, wasted_share=done.wasted_s / max(1e-9, done.device_s))
 
 
 def run_of(outcomes: Outcomes, *, seconds: float, wasted_share: float) -> Run:
@@ -124,7 +153,7 @@ def run_of(outcomes: Outcomes, *, seconds: float, wasted_share: float) -> Run:
         return source.name.startswith("gold")
 
     until_s = WARM_S + seconds
-    counted = outcomes.of(is_gold) & (outcomes.plan.at_s >= WARM_S)
+    counted = outcomes.of(is_gold) & (outcomes.plan.at_s >= WARM_S) & (outcomes.plan.at_s < until_s)
     return Run(
         goodput_per_s=goodput_per_s(outcomes, from_s=WARM_S, until_s=until_s),
         gold_share=share_in_time(outcomes, is_gold, from_s=WARM_S, until_s=until_s),
@@ -136,7 +165,7 @@ def run_of(outcomes: Outcomes, *, seconds: float, wasted_share: float) -> Run:
 
 
 async def measure(folder: Path, *, quick: bool, seed: int, tell: Callable[[str], None]) -> Figures:
-    """Every load on every program, on the same calls."""
+    """Every load on every program; what is compared gets the same calls."""
     subject = waiting("tiers", base_ms=BASE_MS, per_row_ms=PER_ROW_MS, batch=BATCH)
     async with Host(folder / "peak") as host:
         await host.load(subject.model, subject.version)
@@ -144,35 +173,22 @@ async def measure(folder: Path, *, quick: bool, seed: int, tell: Callable[[str],
     figures: Figures = {"overload_peak_per_s": peak}
     tell(f"peak {peak:.0f}/s")
     late_ms = 0.0
-    for program in PROGRAMS:
-        for name, scale in SCALES.items():
-            if quick and (name in ("2x", "5x") or (program != "host" and name != "10x")):
-                continue
-            seconds = _seconds(program, name) * (QUICK if quick else 1.0)
-            try:
-                run = await run_at(
-                    folder / f"{program}-{name}", program, subject, peak, scale, seconds=seconds, seed=seed
-                )
-            except Void as void:
-                tell(f"{program} at {name}: void: {void}")
-                continue
-            late_ms = max(late_ms, run.late_ms)
-            figures |= {
-                f"goodput_{program}_{name}": run.goodput_per_s / peak,
-                f"gold_in_slo_{program}_{name}": run.gold_share,
-                f"wasted_{program}_{name}": run.wasted_share,
-                f"late_{program}_{name}": run.late_share,
-            }
-            tell(
-                f"{program} at {name}: goodput {run.goodput_per_s / peak:.3f} of the peak, gold {run.gold_share:.4f} "
-                f"of {run.gold_calls}, wasted {run.wasted_share:.4f}, late {run.late_share:.4f}, "
-                f"generator late {run.late_ms:.1f} ms"
-            )
+    for trial in QUICK if quick else FULL:
+        try:
+            run = await run_trial(folder / trial.name, trial, subject, peak, seed=seed)
+        except Void as void:
+            tell(f"{trial.name}: void: {void}")
+            continue
+        late_ms = max(late_ms, run.late_ms)
+        figures |= {
+            f"goodput_{trial.name}": run.goodput_per_s / peak,
+            f"gold_in_slo_{trial.name}": run.gold_share,
+            f"wasted_{trial.name}": run.wasted_share,
+            f"late_{trial.name}": run.late_share,
+        }
+        tell(
+            f"{trial.name}: goodput {run.goodput_per_s / peak:.3f} of the peak, gold {run.gold_share:.4f} of "
+            f"{run.gold_calls}, wasted {run.wasted_share:.4f}, late {run.late_share:.4f}, "
+            f"generator late {run.late_ms:.1f} ms"
+        )
     return figures | {"overload_generator_late_p99_ms": late_ms}
-
-
-def _seconds(program: str, scale: str) -> float:
-    """Enough calls of the top tier for a share of 0.999 to mean something, where it is asked."""
-    if program != "host":
-        return 5.0
-    return 20.0 if scale == "10x" else 8.0

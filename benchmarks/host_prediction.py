@@ -88,6 +88,7 @@ def errors_of(noted: Iterable[tuple[str, int, float, float, float]]) -> Figures:
 async def memory(folder: Path, subjects: Mapping[str, Subject], *, quick: bool, tell: Callable[[str], None]) -> Figures:
     """Load each version into a process of its own, run full batches, and see how it grew."""
     figures: Figures = {}
+    full_batches = FULL_BATCHES // 2 if quick else FULL_BATCHES
     for name in MEASURED[:1] if quick else MEASURED:
         subject = subjects[name]
         first = subjects[FRAMEWORK_BY[subject.version.model_version.backend.name]]
@@ -99,7 +100,7 @@ async def memory(folder: Path, subjects: Mapping[str, Subject], *, quick: bool, 
             async with open_line(host.channel) as line:
                 source = Source("all", 0.0, 60.0, subject.key, subject.requests)
                 load = Saturation(line, source, in_flight=2 * rows)
-                await load.run(calls=rows * FULL_BATCHES)
+                await load.run(calls=rows * full_batches)
             grown = peak_bytes(host.process) - before
         figures |= {
             f"memory_{name}_mb": declared / 1e6,

@@ -80,9 +80,9 @@ def _method() -> list[str]:
         "due within 2 ms, and timed from when each was to leave. A run whose generator was later than 25 ms (P99) is "
         "void.",
         "Overload: the identity model with a device that waits 6 ms a batch and 3 ms a row, batches up to 16, a fresh "
-        "host for each load. Gold (band 1, 250 ms) asks for 0.2 of the peak at every load; of the rest silver (band 3, "
-        "500 ms) has 0.4 and bronze (band 6, 1 s, sheddable) 0.6; four tenants each. In time is what came within its "
-        "deadline from when it was to leave. The first second does not count. The host counts device "
+        "host for each load. Gold (band 1, 250 ms) asks for 0.2 of the peak at every load; of the rest silver (band "
+        "3, 500 ms) has 0.4 and bronze (band 6, 1 s, sheddable) 0.6; four tenants each, or forty. In time is what came "
+        "within its deadline from when it was to leave. The first second does not count. The host counts device "
         "time as wasted from 5 ms before a caller's deadline on, which it keeps to answer in.",
         "The two that it is compared with are the same host with parts replaced as it starts "
         "(`benchmarks/host_planted.py`); the product has no such switches.",

@@ -95,7 +95,7 @@ def host(
 
 
 async def _watched(
-    stub: host_pb2_grpc.ModelHostServiceAsyncStub, first: host_pb2.GetStatusResponse, who: str, every_s: float
+    stub: "host_pb2_grpc.ModelHostServiceAsyncStub", first: host_pb2.GetStatusResponse, who: str, every_s: float
 ) -> None:
     before, before_s = first, time.monotonic()
     with Live(Group(headline(first), host_table(first)), console=console.out(), auto_refresh=False) as live:

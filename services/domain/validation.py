@@ -278,7 +278,8 @@ def _padding_faults(version: ModelVersion) -> list[Fault]:
         path = f"{at}[{index}]"
         if not padding.input:
             faults.append(Fault(f"{path}.input", "must name an input"))
-        for where, dimension in (("dimension", padding.dimension), *padding.outputs.items()):
+        outputs = ((f"outputs[{shown(name)[1:-1]}]", dimension) for name, dimension in padding.outputs.items())
+        for where, dimension in (("dimension", padding.dimension), *outputs):
             if not 1 <= dimension <= MAX_RANK:
                 text = f"{dimension} must be in 1 to {MAX_RANK}: dimension 0 is the batch's own"
                 faults.append(Fault(f"{path}.{where}", text))

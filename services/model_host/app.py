@@ -87,7 +87,11 @@ class Host:
             queue=self.queue,
             steps=Stepping(worker=self.compute_worker, device=device, clock=clock),
             observer=TokenObserving(
-                telemetry=self.telemetry, dropped=self.call_dropped, device_broken=self.device_broken, clock=clock
+                telemetry=self.telemetry,
+                dropped=self.call_dropped,
+                wasted=self.device_wasted,
+                device_broken=self.device_broken,
+                clock=clock,
             ),
             clock=clock,
         )

@@ -7,8 +7,7 @@ port `Compute`. Everything here runs on the event loop.
 """
 
 import asyncio
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from services.domain import errors
@@ -23,13 +22,11 @@ from services.model_host.lane import CEILING_S, Lane
 from services.model_host.lateness import late_now
 from services.model_host.outcomes import OutcomeObserver, Outcomes
 from services.model_host.statistics import LaneStatistics
+from services.model_host.turns import SWEEP_EVERY_S, next_lane
 from services.policy.batch_times import ServiceTimes
 from services.policy.batching import TightestBudget
 from services.policy.cutoff import Cutoff
 from services.policy.fairness import Shares, TenantShare
-
-SWEEP_EVERY_S = 0.1
-"""How often calls are looked for whose deadline passed while others went before them."""
 
 BATCH_WEIGHT = 0.2
 """Weight of the last batch in what a batch takes of late."""
@@ -264,37 +261,12 @@ class BatchQueue:
         if now_s - self._swept_s >= SWEEP_EVERY_S:
             self._sweep(now_s)
         while not self._running and self._stopped is None:
-            lane, pause_s = self._next(self._clock.now_s())
+            lane, pause_s = next_lane(self._busy, self._shares, self._clock.now_s())
             if lane is None:
                 if pause_s is not None and self._pausing is None:
                     self._pausing = asyncio.get_running_loop().create_task(self._pause(pause_s))
                 return
             self._serve(lane)
-
-    def _next(self, now_s: float) -> tuple[Lane | None, float | None]:
-        """The lane to serve; else how long to pause, None until a call comes."""
-        if not self._busy:
-            return None, None
-        if len(self._busy) == 1:
-            lane = next(iter(self._busy))
-            wait_s = lane.company_s(now_s)
-            return (lane, None) if wait_s <= 0.0 else (None, min(SWEEP_EVERY_S, wait_s))
-        waits_s = {lane: lane.company_s(now_s) for lane in self._busy}
-        chosen = self._first_of(self._shares.next(), waits_s)
-        if chosen is None:  # all that goes first waits for company: others need not
-            in_turn = (self._first_of(share, waits_s) for share in self._shares.in_turn())
-            chosen = next((each for each in in_turn if each is not None), None)
-        return chosen, None if chosen is not None else min(SWEEP_EVERY_S, *waits_s.values())
-
-    def _first_of(self, share: TenantShare, waits_s: Mapping[Lane, float]) -> Lane | None:
-        """Of the lanes that need not wait, the one where the tenant's earliest deadline is."""
-        chosen: Lane | None = None
-        due_s = math.inf
-        for lane, wait_s in waits_s.items():
-            flow = lane.flows.get(share)
-            if flow is not None and wait_s <= 0.0 and flow.waiting[0].deadline_at_s < due_s:
-                chosen, due_s = lane, flow.waiting[0].deadline_at_s
-        return chosen
 
     async def _pause(self, pause_s: float) -> None:
         try:
@@ -310,8 +282,7 @@ class BatchQueue:
         for call in late:
             self._left(call)
             self._outcomes.fail(lane, call, late_now(lane, call, now_s))
-        for call in calls:
-            self._left(call)
+        self._all_left(calls)
         lane.running = len(calls)  # before the lane could look idle
         self._unbusy(lane)
         if not calls:
@@ -392,6 +363,21 @@ class BatchQueue:
         assert call.share is not None
         self._shares.left(call.share, call.cost_s)
         self._queued_bytes -= call.payload_bytes
+
+    def _all_left(self, calls: Sequence[Call]) -> None:
+        """`calls` do not wait any more; mostly they are of one tenant."""
+        share, count, cost_s, size = None, 0, 0.0, 0
+        for call in calls:
+            if call.share is not share:
+                if share is not None:
+                    self._shares.left(share, cost_s, count)
+                share, count, cost_s = call.share, 0, 0.0
+            count += 1
+            cost_s += call.cost_s
+            size += call.payload_bytes
+        if share is not None:
+            self._shares.left(share, cost_s, count)
+        self._queued_bytes -= size
 
     def _unbusy(self, lane: Lane) -> None:
         """Calls left the lane: perhaps all."""

@@ -1,8 +1,8 @@
 """The calls of one tenant for one version, in order of their deadlines."""
 
 from bisect import bisect_right, insort
-from collections.abc import Collection
-from operator import attrgetter
+from collections.abc import Sequence
+from operator import attrgetter, is_
 
 from services.model_host.calls import Call
 from services.policy.fairness import TenantShare
@@ -39,17 +39,19 @@ class Flow:
                 return True
         return False
 
-    def remove(self, gone: Collection[Call]) -> None:
+    def remove(self, gone: Sequence[Call]) -> None:
         """Take calls out that all wait here; mostly the first ones."""
         waiting = self.waiting
         count = len(gone)
+        if not count:
+            return
         if count == len(waiting):
             waiting.clear()
             self.rows = 0
             return
         self.rows -= sum(call.rows for call in gone)
-        if count == 1 and waiting[0] in gone:
-            del waiting[0]
+        if gone[0] is waiting[0] and all(map(is_, gone, waiting)):
+            del waiting[:count]
             return
         ids = {id(call) for call in gone}
         if all(id(call) in ids for call in waiting[:count]):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from services.domain.clock import Clock
-from services.domain.errors import YardError
+from services.domain.errors import ModelFailed, YardError
 from services.domain.model import ModelKey
 from services.domain.service_class import DEFAULT_BAND
 from services.model_host.batch_queue import BatchQueue
@@ -40,6 +40,14 @@ class Observer(Protocol):
 
     def call_dropped(self, key: ModelKey, band: int, cause: str) -> None:
         """A sequence ended before its first token."""
+        ...
+
+    def device_wasted(self, key: ModelKey, device_s: float) -> None:
+        """The device computed for so long what nobody waited for."""
+        ...
+
+    def answer_failed(self, key: ModelKey, error: Exception) -> None:
+        """A model made no whole answer of its own pieces."""
         ...
 
     def device_broken(self) -> None:
@@ -186,8 +194,15 @@ class Engine:
     def ended(self, call: Call, pieces: Sequence[Mapping[str, object]], totals: Totals, reply: Reply) -> None:
         """A whole answer is complete."""
         self._whole.pop(call, None)
-        if not reply.done():
+        if reply.done():
+            return
+        key = self._lane.key
+        try:
             outputs = self._generator.collect(pieces)  # type: ignore[arg-type]  # its own, which were checked
+        except Exception as error:
+            self._observer.answer_failed(key, error)
+            reply.set_exception(ModelFailed(f"model {key} failed on this input", metadata={"model": str(key)}))
+        else:
             reply.set_result(Answer(outputs, totals.queue_s, totals.compute_s, totals.beside))
 
     def failed(self, call: Call, error: YardError, reply: Reply) -> None:
@@ -216,6 +231,8 @@ class Engine:
         """The device computed for a sequence."""
         if isinstance(request.owner, TenantShare):
             self._charge(request.owner, device_s)
+        if request.over:
+            self._observer.device_wasted(self._lane.key, device_s)
 
     def load_changed(self, waiting: int, active: int) -> None:
         """So many wait now, and so many have a slot."""

@@ -287,7 +287,7 @@ class Generation:
             request.beside = max(request.beside, size)
             if not request.over:
                 self._take(slot, request, advance, now_s)
-        self._schedule()
+        self._advance()  # at once: what came during the step is here, and pieces go out beside the next one
 
     def _learn(self, work: Work, stepped: Stepped, *, took_s: float) -> None:
         size = len(work.prefill) + len(work.decode)

@@ -21,7 +21,7 @@ class Loaded:
     schema: object
     """What its requests must look like; opaque here."""
     memory_bytes: int
-    """Measured peak, of loading and warming up."""
+    """Measured peak, of loading and of warming up at every batch size, and a margin."""
     times: ServiceTimes
     ceiling: int
     """Most rows that fit the device, if not all batch sizes do; else 0."""

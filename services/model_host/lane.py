@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from typing import NamedTuple
@@ -255,7 +255,16 @@ class Lane:
         calls = in_turn(list(self.flows.values()), row_s=self.row_s)
         return list(islice(calls, LOOKED_AT * max(cap, LOOKED_AT)))
 
-    def _remove(self, gone: Iterable[Call]) -> None:
+    def _remove(self, gone: Sequence[Call]) -> None:
+        if len(self.flows) == 1:
+            (flow,) = self.flows.values()
+            rows = flow.rows
+            flow.remove(gone)
+            self.queued -= len(gone)
+            self.queued_rows -= rows - flow.rows
+            if not flow.waiting:
+                self.flows.clear()
+            return
         by_share: dict[TenantShare, list[Call]] = {}
         for call in gone:
             assert call.share is not None

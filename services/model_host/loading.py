@@ -28,6 +28,9 @@ from services.model_host.worker import Worker
 
 T = TypeVar("T")
 
+MARGIN = 0.03
+"""So much more than its measured peak is set aside for a version: memory fragments, and batches differ."""
+
 MESSAGE_CHARS = 300
 """How much of a framework's own words a record may hold."""
 
@@ -194,7 +197,7 @@ class Loading:
                 generates=isinstance(computes, Generator),
                 padded=None if isinstance(computes, Generator) else computes.padded,
             ),
-            memory_bytes=max(peak.peak_bytes, least_bytes),
+            memory_bytes=int((1.0 + MARGIN) * max(peak.peak_bytes, least_bytes)),
             times=times,
             ceiling=ceiling,
             load_s=load_s,

@@ -6,8 +6,9 @@ from services.domain.errors import BudgetExhausted, Overloaded, YardError
 from services.domain.model import ModelKey
 from services.model_host.calls import Answer, Call, Step
 from services.model_host.lane import Lane
+from services.model_host.statistics import BandStatistics
 from services.policy.cutoff import Cutoff
-from services.policy.fairness import Shares
+from services.policy.fairness import Shares, TenantShare
 
 
 class OutcomeObserver(Protocol):
@@ -43,14 +44,18 @@ class Outcomes:
         row_s = step.compute_s / max(1, rows)
         ended_s = step.started_s + step.compute_s
         computed = False
-        waited_s = wasted_s = 0.0
+        waited_s = wasted_s = had_s = 0.0
+        share = calls[0].share
+        assert share is not None
+        statistics = lane.statistics.of(share.tier.band)
         for call, outcome in zip(calls, step.outcomes, strict=True):
-            share = call.share
-            assert share is not None
+            if call.share is not share:
+                self._had(share, statistics, had_s)
+                share, had_s = call.share, 0.0
+                assert share is not None
+                statistics = lane.statistics.of(share.tier.band)
             device_s = row_s * call.rows
-            statistics = lane.statistics.of(share.tier.band)
-            statistics.device_s += device_s
-            self._shares.charge(share, device_s)
+            had_s += device_s
             if isinstance(outcome, YardError):
                 self.fail(lane, call, outcome)
                 continue
@@ -67,12 +72,17 @@ class Outcomes:
                 statistics.queue_s += queue_s
                 statistics.compute_s += step.compute_s
                 reply.set_result(Answer(outcome, queue_s, step.compute_s, size))
+        self._had(share, statistics, had_s)
         if computed:
             self._cutoff.waited(size, waited_s)
             lane.learn(step)
             self._observer.step_done(lane.key, step)
             if wasted_s > 0.0:
                 self._observer.device_wasted(lane.key, wasted_s)
+
+    def _had(self, share: TenantShare, statistics: BandStatistics, device_s: float) -> None:
+        statistics.device_s += device_s
+        self._shares.charge(share, device_s)
 
     def fail(self, lane: Lane, call: Call, error: YardError, *, failed: bool = False) -> None:
         """The call fails with `error`; for lack of time or room it was dropped, unless it has `failed` computing."""

@@ -44,8 +44,8 @@ class Residency:
     _ages: Ages = field(default_factory=Ages)
 
     def came(self, lane: Lane, *, memory_bytes: int, load_s: float) -> None:
-        """A version was loaded for the first time."""
-        residence = Residence(memory_bytes, load_s, loaded_at_s=self.clock.now_s())
+        """A version was loaded for the first time. It was called by nobody yet: it may leave at once."""
+        residence = Residence(memory_bytes, load_s)
         self._guests[lane] = Guest(lane, residence)
         lane.wanted = lambda: self._want(lane)
 

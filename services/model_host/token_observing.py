@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from services.chassis import instruments
 from services.chassis.hot_metrics import CounterChild, HistogramChild
-from services.chassis.telemetry import Telemetry, TraceContext
+from services.chassis.telemetry import Telemetry, TraceContext, logger
 from services.domain.clock import Clock
 from services.domain.model import ModelKey
 from services.model_host.sequences import Request
@@ -28,12 +28,14 @@ class TokenObserving:
         *,
         telemetry: Telemetry,
         dropped: Callable[[ModelKey, int, str], None],
+        wasted: Callable[[ModelKey, float], None],
         device_broken: Callable[[], None],
         clock: Clock,
     ) -> None:
-        """Send spans to `telemetry`; hand on to `dropped` and `device_broken` what concerns all versions alike."""
+        """Send spans to `telemetry`; hand on to the others what concerns all versions alike."""
         self._telemetry = telemetry
         self._dropped = dropped
+        self._wasted = wasted
         self._device_broken = device_broken
         self._clock = clock
         self._kept: dict[ModelKey, _Kept] = {}
@@ -80,6 +82,14 @@ class TokenObserving:
     def call_dropped(self, key: ModelKey, band: int, cause: str) -> None:
         """A sequence ended before its first token."""
         self._dropped(key, band, cause)
+
+    def device_wasted(self, key: ModelKey, device_s: float) -> None:
+        """The device computed for so long what nobody waited for."""
+        self._wasted(key, device_s)
+
+    def answer_failed(self, key: ModelKey, error: Exception) -> None:
+        """A model made no whole answer of its own pieces."""
+        logger().error("model failed", model=str(key), exc_info=error)
 
     def device_broken(self) -> None:
         """The device will not compute again."""

@@ -130,9 +130,9 @@ class Shares:
             tier.bands.active += 1
             self.active[share] = None
 
-    def left(self, share: TenantShare, cost_s: float) -> None:
-        """A call that was counted with `cost_s` does not wait any more."""
-        share.waiting -= 1
+    def left(self, share: TenantShare, cost_s: float, calls: int = 1) -> None:
+        """Calls that were counted with `cost_s` in all do not wait any more."""
+        share.waiting -= calls
         share.waiting_s -= cost_s
         tier = share.tier
         tier.bands.waiting_s -= cost_s

@@ -47,6 +47,13 @@ async def test_hosts_are_cordoned_drained_and_remembered_and_no_call_is_lost(tmp
             assert "cordoned" in await yardctl(running, "cordon", first, "--reason", "fan fails")
             await until_json(running, "hosts", done=lambda found: any(host.get("cordoned") for host in found))
             assert sorted(await running.ready()) == [first, second], "a cordon takes nothing away"
+            shown = await yardctl(running, "host", second)
+            assert f"{second} at 127.0.0.1" in shown
+            assert "echo:1.0.0" in shown
+            assert "band 4" in shown
+            done = await listed(running, "host", second)
+            assert int(done["statistics"][0]["bands"][0]["success_count"]) > 0
+            assert "no host 'nobody' is listed" in await yardctl(running, "host", "nobody", code=1)
 
             await yardctl(running, "drain", first)
             gone = await until_json(running, "hosts", "--gone", done=lambda found: found.get("gone"))

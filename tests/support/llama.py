@@ -61,7 +61,7 @@ def write_llama(folder: Path, *, seed: int = 5, scale: float = 0.5) -> TinyLlama
     tokenizer = write_tokenizer(folder / "tokenizer.json")
     torch.manual_seed(seed)
     module = llama_decoder.build(OPTIONS, {"tokenizer.json": tokenizer}).module
-    state = {name: torch.randn_like(value) * scale for name, value in module.state_dict().items()}
+    state = {name: torch.randn(value.shape) * scale for name, value in module.state_dict().items()}
     state["model.embed_tokens.weight"][256] = 0.0  # the end scores 0, which something always beats
     save_file(state, folder / "tiny.safetensors")
     return TinyLlama(folder / "tiny.safetensors", tokenizer)

@@ -58,3 +58,24 @@ def linear_onnx(weights: NDArray, *, external: str = "") -> bytes:
     graph += _bytes(11, _value_info("x", FLOAT, ("n", weights.shape[0])))
     graph += _bytes(12, _value_info("y", FLOAT, ("n", weights.shape[1])))
     return _int(1, 8) + _bytes(7, graph) + _bytes(8, _bytes(1, "") + _int(2, 17))
+
+
+def endless_onnx() -> bytes:
+    """`y = x`, in a loop that goes round 2^62 times."""
+    boolean = 9
+    condition = [_bytes(1, name) + _bytes(2, _bytes(1, _int(1, boolean) + _bytes(2, b""))) for name in ("c", "d")]
+    count = _bytes(1, "i") + _bytes(2, _bytes(1, _int(1, INT64) + _bytes(2, b"")))
+    body = b"".join(
+        _bytes(1, _bytes(1, source) + _bytes(2, target) + _bytes(4, "Identity")) for source, target in ("cd", "vw")
+    )
+    body += (
+        _bytes(2, "body") + _bytes(11, count) + _bytes(11, condition[0]) + _bytes(11, _value_info("v", FLOAT, ("n", 4)))
+    )
+    body += _bytes(12, condition[1]) + _bytes(12, _value_info("w", FLOAT, ("n", 4)))
+    loop = b"".join(_bytes(1, name) for name in ("most", "go", "x")) + _bytes(2, "y") + _bytes(4, "Loop")
+    loop += _bytes(5, _bytes(1, "body") + _bytes(6, body) + _int(20, 5))
+    most = _int(2, INT64) + _bytes(8, "most") + _bytes(9, (1 << 62).to_bytes(8, "little"))
+    go = _int(2, boolean) + _bytes(8, "go") + _bytes(9, b"\1")
+    graph = _bytes(1, loop) + _bytes(2, "g") + _bytes(5, most) + _bytes(5, go)
+    graph += _bytes(11, _value_info("x", FLOAT, ("n", 4))) + _bytes(12, _value_info("y", FLOAT, ("n", 4)))
+    return _int(1, 8) + _bytes(7, graph) + _bytes(8, _bytes(1, "") + _int(2, 17))

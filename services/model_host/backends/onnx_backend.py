@@ -8,6 +8,7 @@ with the tokenizer, `text_input` the input that holds the texts, `max_length` th
 """
 
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,33 @@ DATATYPES = {
 
 DEFAULT_MAX_LENGTH = 256
 
+LONGEST_RUN_S = 120.0
+"""A run in warm-up is ended after this."""
+
+
+class _Watched:
+    """A session whose runs in warm-up end: a graph may have a loop that does not."""
+
+    def __init__(self, session: Any) -> None:
+        """Watch runs on the thread that is here now; a computing thread that hangs is found by its host."""
+        self._session = session
+        self._loads_on = threading.get_ident()
+
+    def run(self, fetched: list[str], feeds: Mapping[str, NDArray]) -> list[Any]:
+        if threading.get_ident() != self._loads_on:
+            answers: list[Any] = self._session.run(fetched, feeds)
+            return answers
+        import onnxruntime  # noqa: PLC0415
+
+        options = onnxruntime.RunOptions()
+        watch = threading.Timer(LONGEST_RUN_S, setattr, (options, "terminate", True))
+        watch.start()
+        try:
+            answers = self._session.run(fetched, feeds, options)
+        finally:
+            watch.cancel()
+        return answers
+
 
 class OnnxModel:
     """A session, and how the schema's names are those of the file."""
@@ -65,7 +93,7 @@ class OnnxModel:
             outputs: Schema's output by file's name, in the order they are fetched.
             constants: Inputs that callers do not set, by file's name.
         """
-        self._session = session
+        self._session = _Watched(session)
         self._inputs = inputs
         self._outputs = outputs
         self._fetched = list(outputs)
@@ -95,7 +123,7 @@ class OnnxTextModel:
         pools: bool,
     ) -> None:
         """Encode the input `text_input`; feed of the encoder's arrays those that the graph `takes`."""
-        self._session = session
+        self._session = _Watched(session)
         self._encoder = encoder
         self._text_input = text_input
         self._outputs = outputs

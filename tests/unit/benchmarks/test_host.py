@@ -19,6 +19,7 @@ from benchmarks.host_load import (
     device_seconds,
     goodput_per_s,
     jain,
+    late_share,
     poisson,
     share_in_time,
 )
@@ -64,11 +65,19 @@ def test_calls_of_a_source_do_not_depend_on_who_else_calls() -> None:
 
 
 def test_goodput_counts_answers_within_their_deadline_from_when_they_were_to_leave() -> None:
-    found = outcomes_of((0, 1.0, 1.05), (0, 1.2, 1.31), (0, 1.4, None), (0, 1.9, 1.99), (0, 2.0, 2.01))
+    found = outcomes_of((0, 1.0, 1.05), (0, 1.2, 1.31), (0, 1.4, None), (0, 1.9, 1.99), (0, 1.96, 2.01))
 
     assert found.in_time.tolist() == [True, False, False, True, True]
     assert goodput_per_s(found, from_s=1.0, until_s=2.0) == 2.0
-    assert share_in_time(found, lambda _: True, from_s=1.0, until_s=2.0) == 0.5
+    assert share_in_time(found, lambda _: True, from_s=1.0, until_s=2.0) == pytest.approx(0.6)
+
+
+def test_device_time_is_late_that_went_into_answers_after_their_deadline() -> None:
+    found = outcomes_of((0, 1.0, 1.05), (0, 1.0, 1.2), (0, 1.5, None))
+    found.compute_s[:] = [0.03, 0.03, 0.0]
+    found.batch_size[:] = [1, 2, 0]
+
+    assert late_share(found) == pytest.approx(1 / 3)
 
 
 def test_a_call_without_a_result_is_not_in_time() -> None:

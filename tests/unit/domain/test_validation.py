@@ -172,3 +172,27 @@ def test_any_state_is_judged_and_none_makes_the_judge_stumble(items: list[Object
 
     for faults in validate(state, state).values():
         assert all(fault.message.isprintable() for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("backend", "fault"),
+    [
+        (Backend("plugin", executes_code=True), "backend.architecture: plugin needs the name of an entry point"),
+        (Backend("plugin", "mine"), "backend.executes_code: a plugin is code: it must be true"),
+        (Backend("remote"), "backend.options: remote needs the option 'address'"),
+    ],
+)
+def test_plugins_and_remote_models_say_what_they_need(backend: Backend, fault: str) -> None:
+    assert any(fault in found for found in faults_of(MODEL, replace(VERSION, backend=backend)))
+
+
+@pytest.mark.parametrize(
+    "uri", ["https://models.example/v1/w", "s3://bucket/w", "mlflow://mlflow.example/models/m/1/w"]
+)
+def test_artifacts_may_lie_elsewhere(uri: str) -> None:
+    assert faults_of(MODEL, replace(VERSION, artifact=Artifact(uri, "0" * 64))) == []
+
+
+def test_a_remote_model_needs_no_artifact() -> None:
+    backend = Backend("remote", options={"address": "triton.example:8001"})
+    assert faults_of(MODEL, replace(VERSION, backend=backend, artifact=None)) == []

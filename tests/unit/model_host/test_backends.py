@@ -19,6 +19,7 @@ from skops import io as skops_io
 from services.domain.errors import ArtifactRejected
 from services.domain.model import TensorSpec
 from services.domain.objects import Artifact, Backend, Metadata, Model, ModelVersion
+from services.model_host.backends import onnx_backend
 from services.model_host.backends.base import LoadedModel
 from services.model_host.backends.formats import Format, format_of
 from services.model_host.backends.identity import IdentityBackend
@@ -26,7 +27,7 @@ from services.model_host.backends.onnx_backend import OnnxBackend
 from services.model_host.backends.sklearn_backend import SklearnBackend
 from services.model_host.backends.torch_backend import EXPORTED, TorchBackend, TorchModel
 from services.model_host.devices.cpu import CpuDevice
-from tests.support.onnx_file import linear_onnx
+from tests.support.onnx_file import endless_onnx, linear_onnx
 
 CPU = CpuDevice(name="test", memory_bytes=1 << 30)
 X = TensorSpec("x", "FP32", (-1, 4))
@@ -212,6 +213,14 @@ def test_a_constant_feeds_an_input_that_callers_do_not_set(tmp_path: Path) -> No
     model = model_of(Y, inputs=(TensorSpec("unused", "FP32", (-1,), optional=True),))
     with pytest.raises(ArtifactRejected, match="input 'x' is not in the schema"):
         load_onnx(tmp_path / "m.onnx", model)
+
+
+def test_a_graph_without_an_end_is_ended_in_warm_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_backend, "LONGEST_RUN_S", 0.2)
+    (tmp_path / "m.onnx").write_bytes(endless_onnx())
+    loaded = load_onnx(tmp_path / "m.onnx", model_of(TensorSpec("y", "FP32", (-1, 4))))
+    with pytest.raises(Exception, match="terminate flag"):
+        loaded.predict({"x": ROWS})
 
 
 def test_what_is_no_onnx_file_is_refused(tmp_path: Path) -> None:

@@ -627,7 +627,10 @@ class Artifact(_message.Message):
     URI_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     uri: _builtins.str
-    """`file:` and an absolute path."""
+    """`file:` and an absolute path; `https://HOST[:PORT]/PATH`; `s3://BUCKET/KEY`; or
+    `mlflow://HOST[:PORT]/models/NAME/VERSION/PATH`. No user, no query, no `..`. A host fetches only from where its own
+    settings allow.
+    """
     sha256: _builtins.str
     """SHA-256 of its bytes, 64 hexadecimal digits; checked before anything parses it."""
     def __init__(
@@ -713,14 +716,16 @@ class Backend(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     EXECUTES_CODE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """`torch`, `onnxruntime`, `sklearn` or `identity` (answers its inputs; for measuring)."""
+    """`torch`, `onnxruntime`, `sklearn`, `plugin` (a class of an installed package), `remote` (a model of another V2 server)
+    or `identity` (answers its inputs; for measuring).
+    """
     architecture: _builtins.str
-    """torch: the registered architecture that takes the weights."""
+    """torch: the registered architecture that takes the weights. plugin: the entry point of the class."""
     executes_code: _builtins.bool
-    """True if loading the artifact can execute code from it; only pools that trust artifacts take it."""
+    """True if loading the artifact can execute code from it, as of every plugin; only pools that trust artifacts take it."""
     @_builtins.property
     def options(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Settings of the backend or architecture; numbers as text."""
+        """Settings of the backend or architecture; numbers as text. remote needs `address`, HOST:PORT."""
 
     def __init__(
         self,

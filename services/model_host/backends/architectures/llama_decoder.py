@@ -357,4 +357,6 @@ def build(settings: Mapping[str, str], files: Mapping[str, Path]) -> LlamaDecode
     if sizes.heads % sizes.kv_heads:
         raise ArtifactRejected(f"option 'heads' ({sizes.heads}) must be a multiple of 'kv_heads' ({sizes.kv_heads})")
     text = TextRules.of(settings, files, vocabulary=sizes.vocabulary)
-    return LlamaDecoderArchitecture(LlamaDecoder(sizes).eval(), text)
+    with torch.device("meta"):  # nothing is drawn by chance that the weights of the artifact overwrite
+        module = LlamaDecoder(sizes)
+    return LlamaDecoderArchitecture(module.to_empty(device="cpu").eval(), text)
