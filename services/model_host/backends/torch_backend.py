@@ -5,7 +5,8 @@ archive carries its own code and can run more when it is read; only hosts that t
 take one, from versions that declare `executes_code`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,28 @@ class ParkableTorchModel(TorchModel):
             torch.cuda.current_stream().synchronize()
 
 
+@contextmanager
+def _uninitialised() -> Iterator[None]:
+    """Let modules be made without drawing initial weights, each of which is overwritten: that took most of a load.
+
+    The names are the process's, and only the loading thread makes modules.
+    """
+    from torch.nn import init  # noqa: PLC0415
+
+    drawing = {name: function for name, function in vars(init).items() if name.endswith("_") and callable(function)}
+    try:
+        for name in drawing:
+            setattr(init, name, _as_it_is)
+        yield
+    finally:
+        for name, function in drawing.items():
+            setattr(init, name, function)
+
+
+def _as_it_is(tensor: Any, *_: Any, **__: Any) -> Any:
+    return tensor
+
+
 class TorchBackend:
     """Loads weights into architectures."""
 
@@ -141,7 +164,8 @@ class TorchBackend:
         found = format_of(artifact)
         if found is Format.TORCH_EXPORT or version.backend.architecture == EXPORTED:
             return self._exported(artifact, found, version, model, device)
-        architecture = architectures.build(version.backend.architecture, version.backend.options, files)
+        with _uninitialised():
+            architecture = architectures.build(version.backend.architecture, version.backend.options, files)
         state = _state_dict(artifact, found)
         module = architecture.module
         try:
