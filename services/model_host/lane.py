@@ -212,9 +212,12 @@ class Lane:
             return math.inf
         if self.max_wait_s <= 0.0:
             return 0.0
-        waiting = sorted(
-            (call for flow in self.flows.values() for call in flow.waiting), key=lambda call: call.deadline_at_s
-        )
+        if self.queued_rows >= self.cap:
+            return 0.0
+        flows = list(self.flows.values())
+        waiting = flows[0].waiting
+        if len(flows) > 1:
+            waiting = sorted((call for flow in flows for call in flow.waiting), key=lambda call: call.deadline_at_s)
         return wait_for_company_s(
             waiting,
             first_at_s=min(call.arrived_s for call in waiting),
