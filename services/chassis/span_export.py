@@ -7,6 +7,7 @@ said once a minute. What a span is, is in `telemetry`.
 
 import asyncio
 import contextlib
+import struct
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -209,44 +210,59 @@ class SpanExport:
 _ATTRIBUTE_TAG = b"\x4a"  # Span.attributes = 9
 _ENCODED_KEPT = 4096
 
+_TIMES = struct.Struct("<cQcQ")
+_START_TAG, _END_TAG = b"\x39", b"\x41"  # Span.start_time_unix_nano = 7, end_time_unix_nano = 8
+_FLAGS_TAG = b"\x85\x01"  # Span.flags = 16
+_LOCAL = _FLAGS_TAG + struct.pack("<I", _SAMPLED)
+_CAUSED = _FLAGS_TAG + struct.pack("<I", _SAMPLED | _REMOTE_KNOWN | _REMOTE)
+_IDS = b"\x0a\x10%b\x12\x08%b"  # Span.trace_id = 1, span_id = 2
+_PARENT = b"\x22\x08%b"  # Span.parent_span_id = 4
+_LINK = b"\x6a\x21\x0a\x10%b\x12\x08%b\x35" + struct.pack("<I", _SAMPLED | _REMOTE_KNOWN | _REMOTE)
+"""Span.links = 13: a Link of 33 bytes with trace_id = 1, span_id = 2 and flags = 6."""
+
 
 class _Encoder:
-    """Spans as OTLP's bytes; what recurs, such as attributes, is encoded once."""
+    """Spans as OTLP's bytes, put together by hand: there are half a dozen for each traced call.
+
+    What recurs, such as names and attributes, is encoded once; what is rare goes through protobuf.
+    """
 
     def __init__(self) -> None:
         self._attributes: dict[tuple[str, AttributeValue, type], bytes] = {}
+        self._named: dict[tuple[str, Kind], bytes] = {}
 
     def encode(self, span: FinishedSpan) -> bytes:
         context, parent = span.context, span.parent
+        trace_id = bytes.fromhex(context.trace_id)
         start_ns = _nanoseconds(span.start_wall_s)
-        message = Span(
-            trace_id=bytes.fromhex(context.trace_id),
-            span_id=bytes.fromhex(context.span_id),
-            name=span.name,
-            kind=_KINDS[span.kind],
-            start_time_unix_nano=start_ns,
-            end_time_unix_nano=max(start_ns, _nanoseconds(span.end_wall_s)),
-            flags=_SAMPLED,
-        )
-        if context.tracestate:
-            message.trace_state = context.tracestate
-        if parent is not None:
-            message.parent_span_id = bytes.fromhex(parent.span_id)
-            message.flags = _SAMPLED | _REMOTE_KNOWN | _REMOTE
+        end_ns = max(start_ns, _nanoseconds(span.end_wall_s))
+        parts = [
+            _IDS % (trace_id, bytes.fromhex(context.span_id)),
+            self._named.get((span.name, span.kind)) or self._name(span.name, span.kind),
+            _TIMES.pack(_START_TAG, start_ns, _END_TAG, end_ns),
+        ]
+        if parent is None:
+            parts.append(_LOCAL)
+        else:
+            parts += (_PARENT % bytes.fromhex(parent.span_id), _CAUSED)
         for link in span.links:
-            message.links.add(
-                trace_id=bytes.fromhex(link.trace_id),
-                span_id=bytes.fromhex(link.span_id),
-                trace_state=link.tracestate,
-                flags=_SAMPLED | _REMOTE_KNOWN | _REMOTE,
-            )
-        if span.failure is not None:
-            message.status.code = Status.STATUS_CODE_ERROR
-            message.status.message = span.failure
-        encoded = message.SerializeToString()
-        if not span.attributes:
-            return encoded
-        return encoded + b"".join([self._attribute(key, value) for key, value in span.attributes.items()])
+            if link.tracestate:
+                parts.append(_link_with_state(link))
+            else:
+                linked = trace_id if link.trace_id == context.trace_id else bytes.fromhex(link.trace_id)
+                parts.append(_LINK % (linked, bytes.fromhex(link.span_id)))
+        if context.tracestate or span.failure is not None:
+            parts.append(_seldom(context.tracestate, span.failure))
+        if span.attributes:
+            parts += [self._attribute(key, value) for key, value in span.attributes.items()]
+        return b"".join(parts)
+
+    def _name(self, name: str, kind: Kind) -> bytes:
+        encoded = Span(name=name, kind=_KINDS[kind]).SerializeToString()
+        if len(self._named) >= _ENCODED_KEPT:
+            self._named.clear()
+        self._named[name, kind] = encoded
+        return encoded
 
     def _attribute(self, key: str, value: AttributeValue) -> bytes:
         kept = self._attributes.get((key, value, type(value)))  # 1 and True are one key without the type
@@ -257,6 +273,25 @@ class _Encoder:
                 self._attributes.clear()
             self._attributes[key, value, type(value)] = kept
         return kept
+
+
+def _seldom(tracestate: str, failure: str | None) -> bytes:
+    message = Span(trace_state=tracestate)
+    if failure is not None:
+        message.status.code = Status.STATUS_CODE_ERROR
+        message.status.message = failure
+    return message.SerializeToString()
+
+
+def _link_with_state(link: TraceContext) -> bytes:
+    message = Span()
+    message.links.add(
+        trace_id=bytes.fromhex(link.trace_id),
+        span_id=bytes.fromhex(link.span_id),
+        trace_state=link.tracestate,
+        flags=_SAMPLED | _REMOTE_KNOWN | _REMOTE,
+    )
+    return message.SerializeToString()
 
 
 def _any_value(value: AttributeValue) -> AnyValue:
