@@ -21,6 +21,7 @@ from benchmarks import (
     host_overload,
     host_prediction,
     host_report,
+    host_residency,
 )
 from benchmarks.conditions import conditions_now
 from benchmarks.figures import rounded
@@ -39,12 +40,12 @@ _CLOCK = SystemClock()
 class Run:
     """One run, section by section."""
 
-    def __init__(self, folder: Path, *, quick: bool, seed: int) -> None:
-        """Keep hosts' files in `folder`."""
+    def __init__(self, folder: Path, zoo: Mapping[str, Subject], *, quick: bool, seed: int) -> None:
+        """Keep hosts' files in `folder`; ask models of `zoo`, where there are any to ask."""
         self._folder = folder
         self._quick = quick
         self._seed = seed
-        self._zoo: Mapping[str, Subject] = {}
+        self._zoo = zoo
         self.notes: list[str] = []
 
     async def section(self, name: str) -> Figures:
@@ -54,16 +55,13 @@ class Run:
             "batching": self._batching,
             "fairness": self._fairness,
             "prediction": self._prediction,
+            "residency": self._residency,
             "costs": self._costs,
         }
         began_s = _CLOCK.now_s()
         figures = await steps[name]()
         _tell(f"{name}: {_CLOCK.now_s() - began_s:.0f} s")
         return figures
-
-    def prepare(self) -> None:
-        """Make the zoo ready; its making does not count."""
-        self._zoo = real()
 
     async def _overload(self) -> Figures:
         folder = self._folder / "overload"
@@ -85,6 +83,10 @@ class Run:
         of_time = await host_prediction.batches(folder, asked, quick=self._quick, seed=self._seed, tell=self._note)
         return of_time | await host_prediction.memory(folder, self._zoo, quick=self._quick, tell=self._note)
 
+    async def _residency(self) -> Figures:
+        folder = self._folder / "residency"
+        return await host_residency.measure(folder, quick=self._quick, seed=self._seed, tell=self._note)
+
     async def _costs(self) -> Figures:
         folder = self._folder / "costs"
         return {
@@ -103,13 +105,11 @@ def _tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-async def run(arguments: argparse.Namespace) -> dict[str, float]:
+async def run(arguments: argparse.Namespace, zoo: Mapping[str, Subject]) -> dict[str, float]:
     """Measure, write; returns the figures by name."""
     figures: Figures = {}
     with tempfile.TemporaryDirectory(prefix="modelyard-host-") as name:
-        found = Run(Path(name), quick=arguments.quick, seed=arguments.seed)
-        if {"batching", "prediction"} & set(arguments.sections):
-            found.prepare()
+        found = Run(Path(name), zoo, quick=arguments.quick, seed=arguments.seed)
         began_s, machine_s, own_s = _CLOCK.now_s(), machine_cpu_s(), _own_s()
         for section in arguments.sections:
             figures |= await found.section(section)
@@ -146,7 +146,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder to write into; default: benchmarks; quick: build/bench")
     arguments = parser.parse_args()
     arguments.out = arguments.out or (BUILD if arguments.quick else FOLDER)
-    print(json.dumps(uvloop.run(run(arguments))))
+    zoo = real() if {"batching", "prediction"} & set(arguments.sections) else {}
+    print(json.dumps(uvloop.run(run(arguments, zoo))))
 
 
 if __name__ == "__main__":

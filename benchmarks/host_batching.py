@@ -39,26 +39,38 @@ async def measure(
     """Every model with batching, without, and bare."""
     figures: Figures = {}
     for name, subject in subjects.items():
-        seconds = 0.6 if quick else 3.0
-        found: dict[str, float] = {}
-        for mode, tried in (("batched", subject), ("single", subject.with_batches_of(1))):
-            async with Host(folder / f"{name}-{mode}") as host:
-                await host.load(tried.model, tried.version)
-                async with open_line(host.channel) as line:
-                    busy = await _busy(line, tried, seconds)
-                    found[f"{mode}_busy"] = busy
-                    found[mode] = await _kept(line, tried, busy, seconds=seconds, seed=seed, tell=tell)
-        bare = await _bare(name, quick=quick)
-        best = max(bare.values())
-        figures |= {
-            f"batch_{name}_per_s": found["batched"],
-            f"batch_{name}_gain": found["batched"] / found["single"] if found["single"] else 0.0,
-            f"batch_{name}_bare_gain": best / bare[1],
-            f"batch_{name}_bare_per_s": best,
-            f"batch_{name}_of_bare": found["batched_busy"] / best,
-        }
-        tell(f"{name}: {found}, bare {bare}")
+        try:
+            figures |= await _of(folder, subject, quick=quick, seed=seed, tell=tell)
+        except Void as void:
+            tell(f"{name}: void: {void}")
     return figures
+
+
+async def _of(folder: Path, subject: Subject, *, quick: bool, seed: int, tell: Callable[[str], None]) -> Figures:
+    """One model.
+
+    Raises:
+        Void: There is a load that it should have kept, and could not be shown to.
+    """
+    name, seconds = subject.name, 0.6 if quick else 3.0
+    kept: dict[str, float] = {}
+    busy: dict[str, float] = {}
+    for mode, tried in (("batched", subject), ("single", subject.with_batches_of(1))):
+        async with Host(folder / f"{name}-{mode}") as host:
+            await host.load(tried.model, tried.version)
+            async with open_line(host.channel) as line:
+                busy[mode] = await _busy(line, tried, seconds)
+                kept[mode] = await _kept(line, tried, busy[mode], seconds=seconds, seed=seed, tell=tell)
+    bare = await _bare(name, quick=quick)
+    tell(f"{name}: kept {kept}, busy {busy}, bare {bare}")
+    best = max(bare.values())
+    return {
+        f"batch_{name}_per_s": kept["batched"],
+        f"batch_{name}_gain": kept["batched"] / kept["single"],
+        f"batch_{name}_bare_gain": best / bare[1],
+        f"batch_{name}_bare_per_s": best,
+        f"batch_{name}_of_bare": busy["batched"] / best,
+    }
 
 
 async def _busy(line: Line, subject: Subject, seconds: float) -> float:
@@ -72,7 +84,11 @@ async def _busy(line: Line, subject: Subject, seconds: float) -> float:
 async def _kept(
     line: Line, subject: Subject, busy_per_s: float, *, seconds: float, seed: int, tell: Callable[[str], None]
 ) -> float:
-    """Answers in time per second at the highest load that keeps the objective; 0 if none of those tried does."""
+    """Answers in time per second at the highest load that keeps the objective.
+
+    Raises:
+        Void: None of those tried does, or none could be tried.
+    """
     objective_s = OBJECTIVES_S[subject.name]
     until_s = WARM_S + seconds
     for share in TRIED:
@@ -85,7 +101,7 @@ async def _kept(
             continue
         if share_in_time(outcomes, lambda _: True, from_s=WARM_S, until_s=until_s) >= KEPT_SHARE:
             return goodput_per_s(outcomes, from_s=WARM_S, until_s=until_s)
-    return 0.0
+    raise Void(f"no load that was tried keeps {objective_s * 1e3:.0f} ms")
 
 
 async def _bare(name: str, *, quick: bool) -> dict[int, float]:

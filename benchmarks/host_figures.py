@@ -1,6 +1,6 @@
 """The figures of a model host by name: what each is, and its goal where there is one."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 Figures = dict[str, float]
@@ -91,15 +91,19 @@ def _fairness() -> Iterator[tuple[str, Figure]]:
 
 def _prediction() -> Iterator[tuple[str, Figure]]:
     for name in _REAL:
-        yield f"predict_{name}_p50", Figure(f"{name}: |predicted - actual| ÷ actual of a batch's time, median")
+        yield (
+            f"predict_{name}_p50",
+            Figure(f"{name}: how far off a batch's predicted time was, as a share of what it took, median"),
+        )
         yield f"predict_{name}_p95", Figure("P95 of the same")
         yield f"predict_line_{name}_p50", Figure("the same by the line that outsiders are told, median")
         yield f"predict_line_{name}_p95", Figure("P95 of the same")
         yield f"predict_{name}_batches", Figure("batches compared")
     for name in ("minilm", "minilm-int8", "efficientnet-lite0"):
         yield f"memory_{name}_mb", Figure(f"{name}: memory on record, MB")
-        yield f"memory_{name}_growth_mb", Figure("growth of a process that runs full batches of it, MB")
-        yield f"memory_{name}_error", Figure("(on record - grown) ÷ grown; below 0 is too little on record")
+        yield f"memory_{name}_peak_mb", Figure("peak growth of a process that loads it and runs full batches, MB")
+        yield f"memory_{name}_resident_mb", Figure("growth that stays after that, MB")
+        yield f"memory_{name}_error", Figure("(on record - peak growth) ÷ peak growth; below 0: too little on record")
 
 
 def _costs() -> Iterator[tuple[str, Figure]]:
@@ -122,16 +126,37 @@ def _costs() -> Iterator[tuple[str, Figure]]:
     yield "rss_failed", Figure("of them failed", most=0.0)
 
 
+def _residency() -> Iterator[tuple[str, Figure]]:
+    yield "resident_places", Figure("versions of 30 that the host has memory for")
+    for name, said in (("cold", "read again from their files"), ("warm", "kept in the host's memory")):
+        yield f"resident_{name}_miss_rate", Figure(f"calls that found their version away: versions {said}")
+        yield f"resident_{name}_failed", Figure("calls that failed", most=0.0)
+        yield f"resident_{name}_loads_per_s", Figure("versions brought in a second")
+        yield f"resident_{name}_waited_p50_ms", Figure("time of calls that took over 20 ms: they waited for it")
+        yield f"resident_{name}_waited_p99_ms", Figure("P99 of the same")
+        yield f"resident_{name}_p50_ms", Figure("time of all calls, P50")
+        yield f"resident_{name}_p99_ms", Figure("P99 of the same")
+    yield "resident_lru_miss_rate", Figure("what the least recently used would have missed of the same calls")
+    yield "resident_belady_miss_rate", Figure("Belady's bound for them")
+
+
 SECTIONS: Mapping[str, tuple[str, Mapping[str, Figure]]] = {
     "overload": ("Overload", dict(_overload())),
     "batching": ("Batching", dict(_batching())),
     "fairness": ("Fairness", dict(_fairness())),
     "prediction": ("Prediction", dict(_prediction())),
+    "residency": ("Versions that come and go", dict(_residency())),
     "costs": ("Costs of a request", dict(_costs())),
 }
 """In the order in which they are measured and shown: title and figures by name."""
 
 EXPLAINED: Mapping[str, Figure] = {name: figure for _, each in SECTIONS.values() for name, figure in each.items()}
+
+
+def unmeasured(figures: Figures, sections: Iterable[str]) -> list[str]:
+    """Names of those with a goal, in these sections, that are not there."""
+    named = [(name, figure) for section in sections for name, figure in SECTIONS[section][1].items()]
+    return [name for name, figure in named if figure.goal and name not in figures]
 
 
 def missed(figures: Figures) -> list[str]:

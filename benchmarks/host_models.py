@@ -1,5 +1,6 @@
 """What hosts are given to compute, and the requests for it: devices that wait, and real models of the zoo."""
 
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,12 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 
 from benchmarks.places import ROOT
-from examples.progress import Progress
 from examples.tensors import infer_request, texts
-from examples.zoo.prepare import prepare
+from examples.zoo.prepare import Prepared
 from modelyard.registry.v1 import objects_pb2
 from modelyard.type.v1 import model_pb2
 from yardctl import manifests
@@ -96,7 +95,10 @@ def real() -> dict[str, Subject]:
 
     Sentences have 4 to 24 words, so that rows differ in size. Of `silero-vad` there are no requests.
     """
-    ready = prepare(ZOO, Progress(Console(file=sys.stderr)))
+    # In a process of its own: one that has trained models and run a loop of its own is no even load generator any more.
+    command = (sys.executable, "-m", "examples.zoo.prepare", str(ZOO))
+    subprocess.run(command, cwd=ROOT, stdout=sys.stderr, check=True)
+    ready = Prepared.in_folder(ZOO)
     objects = [document.object for document in manifests.load([ready.manifests])]
     rng = np.random.default_rng(SEED)
     held_out = np.load(ready.held_out / "digits.npz")

@@ -86,7 +86,7 @@ def errors_of(noted: Iterable[tuple[str, int, float, float, float]]) -> Figures:
 
 
 async def memory(folder: Path, subjects: Mapping[str, Subject], *, quick: bool, tell: Callable[[str], None]) -> Figures:
-    """Load each version into a process of its own, run full batches, and see how it grew."""
+    """Load each version into a process of its own, run full batches, and see how it grew: at its peak, and for good."""
     figures: Figures = {}
     full_batches = FULL_BATCHES // 2 if quick else FULL_BATCHES
     for name in MEASURED[:1] if quick else MEASURED:
@@ -101,13 +101,18 @@ async def memory(folder: Path, subjects: Mapping[str, Subject], *, quick: bool, 
                 source = Source("all", 0.0, 60.0, subject.key, subject.requests)
                 load = Saturation(line, source, in_flight=2 * rows)
                 await load.run(calls=rows * full_batches)
-            grown = peak_bytes(host.process) - before
+            peak = peak_bytes(host.process) - before
+            resident = host.process.memory_info().rss - before
         figures |= {
             f"memory_{name}_mb": declared / 1e6,
-            f"memory_{name}_growth_mb": grown / 1e6,
-            f"memory_{name}_error": (declared - grown) / grown,
+            f"memory_{name}_peak_mb": peak / 1e6,
+            f"memory_{name}_resident_mb": resident / 1e6,
+            f"memory_{name}_error": (declared - peak) / peak,
         }
-        tell(f"{name}: {declared / 1e6:.1f} MB on record, {grown / 1e6:.1f} MB grown ({load.failed} calls failed)")
+        tell(
+            f"{name}: {declared / 1e6:.1f} MB on record, {peak / 1e6:.1f} MB grown at its peak, "
+            f"{resident / 1e6:.1f} MB afterwards ({load.failed} calls failed)"
+        )
     return figures
 
 

@@ -7,7 +7,7 @@ from textwrap import wrap
 
 from benchmarks.conditions import Conditions
 from benchmarks.figures import rounded
-from benchmarks.host_figures import SECTIONS, Figures, missed
+from benchmarks.host_figures import SECTIONS, Figures, missed, unmeasured
 from benchmarks.places import PAGE
 from benchmarks.report import WIDTH, number, replaced_part
 
@@ -25,6 +25,7 @@ def write(
         "seed": seed,
         "figures": {name: rounded(value) for name, value in figures.items()},
         "missed": missed(figures),
+        "unmeasured": unmeasured(figures, SECTIONS),
         "notes": list(notes),
     }
     (folder / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
@@ -57,17 +58,25 @@ def shown(value: float) -> str:
     return f"{value:.4f}" if 0.9 <= value < 1.0 else number(value)
 
 
+def _verdict(figures: Figures) -> str:
+    """Goals that were missed, and those that this run says nothing of."""
+    said = []
+    if found := missed(figures):
+        said.append(f"Goals that were missed: {', '.join(f'`{name}`' for name in found)}.")
+    if found := unmeasured(figures, SECTIONS):
+        said.append(f"Goals that were not measured: {', '.join(f'`{name}`' for name in found)}.")
+    return " ".join(said) or "Every goal was met."
+
+
 def _introduction(conditions: Conditions, figures: Figures, seed: int, seconds: float) -> list[str]:
     named = [name for name in ("grpcio", "protobuf", "uvloop", "torch") if name in conditions.packages]
     packages = ", ".join(f"{name} {conditions.packages[name]}" for name in named)
     made = "make bench-host" if not conditions.quick else "python -m benchmarks.host --quick"
-    late = missed(figures)
-    verdict = f"Goals that were missed: {', '.join(f'`{name}`' for name in late)}." if late else "Every goal was met."
     text = (
         f"`{made}` wrote this part on {conditions.day}, at commit {conditions.commit}, in {seconds:.0f} s. On one "
         f"machine, loopback, load generator included: {conditions.cores} cores, {conditions.processor}, "
         f"{conditions.system}; {conditions.python}, {packages}. Seed {seed}. Meanwhile {conditions.others_share:.0%} "
-        f"of the machine's CPU went to other work. {verdict}"
+        f"of the machine's CPU went to other work. {_verdict(figures)}"
     )
     return wrap(text, WIDTH, break_on_hyphens=False)
 

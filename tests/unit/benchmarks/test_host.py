@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import host_copies, host_fairness, host_overload, host_prediction
-from benchmarks.host_figures import EXPLAINED, Figure, missed
+from benchmarks.host_figures import EXPLAINED, Figure, missed, unmeasured
 from benchmarks.host_load import (
     LATE_MS,
     Outcomes,
@@ -152,6 +152,13 @@ def test_goals_say_which_figures_miss_them() -> None:
     assert not Figure("").is_missed(-1.0)
     assert missed({"goodput_host_10x": 0.5, "goodput_fifo_10x": 0.0, "rss_growth_mb": 1.0}) == ["goodput_host_10x"]
     assert EXPLAINED["gold_in_slo_host_10x"].least == 0.999
+
+
+def test_goals_that_nothing_was_measured_of_are_named() -> None:
+    goals = unmeasured({}, ["fairness"])
+
+    assert goals == ["fair_modest_of_entitled", "fair_jain_8"]
+    assert unmeasured({"fair_jain_8": 0.5}, ["fairness"]) == ["fair_modest_of_entitled"]
 
 
 def test_a_share_near_1_is_shown_with_the_digits_that_its_goal_has() -> None:

@@ -241,3 +241,26 @@ async def _every_call_gets_its_own(rng: random.Random) -> None:
         assert set(computed.values()) <= {1}
         assert yard.queue.quiet
         assert all(lane.idle and not lane.flows and lane.queued_rows == 0 for lane in lanes)
+
+
+async def test_where_others_wait_a_call_that_only_the_mean_batch_would_make_is_dropped() -> None:
+    async with running() as yard:
+        lane = yard.lane(base_s=0.010, batch=2)
+        for number in range(60):
+            yard.device.takes_s = 0.009 if number % 2 else 0.011
+            pair = [yard.submit(lane, number, rows=1) for _ in range(2)]
+            await until(partial(ran_more_than, yard, number))
+            yard.device.gate.release()
+            await asyncio.gather(*pair)
+        yard.device.takes_s = 0.011
+        first = yard.submit(lane, "first")
+        await until(partial(ran_more_than, yard, 60))
+        late = yard.submit(lane, "late", within_s=0.0215)
+        others = [yard.submit(lane, number) for number in range(3)]
+        await settle()
+        for _ in range(3):
+            yard.device.gate.release()
+        await asyncio.gather(first, *others)
+        with pytest.raises((BudgetExhausted, Overloaded)):
+            await late
+        assert yard.notes.wasted_s == 0.0

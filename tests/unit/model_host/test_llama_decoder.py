@@ -13,7 +13,12 @@ from services.domain.errors import ArtifactRejected
 from services.domain.objects import Generation
 from services.model_host.backends.architectures import Generative, build
 from services.model_host.backends.architectures.generated_text import Part, TextGenerator
-from services.model_host.backends.architectures.llama_decoder import LlamaDecoderArchitecture, SlotDecoder
+from services.model_host.backends.architectures.llama_decoder import (
+    LlamaDecoderArchitecture,
+    SlotDecoder,
+    packed,
+    product,
+)
 from services.model_host.sequences import Advance
 from tests.support.llama import OPTIONS, TinyLlama, write_llama
 
@@ -128,6 +133,18 @@ def test_what_nobody_wants_to_know_is_kept_all_the_same(decoder: SlotDecoder) ->
 
     assert decoder.run([Part(1, IDS[:5], 0, False)]).shape[0] == 0
     torch.testing.assert_close(take_in(decoder, 1, IDS[5:], 5), whole, atol=1e-5, rtol=0.0)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")  # type: ignore[no-untyped-call]
+@pytest.mark.parametrize(("want", "have"), [(192, 576), (576, 576), (1536, 576), (576, 1536), (2048, 576)])
+def test_a_row_of_a_packed_product_does_not_depend_on_the_others(want: int, have: int) -> None:
+    torch.manual_seed(3)
+    weight, rows = packed(torch.randn(want, have)), torch.randn(40, have)
+
+    pairs = torch.cat([product(rows[at : at + 1].repeat(2, 1), weight)[:1] for at in range(40)])
+
+    for count in range(2, 41):
+        assert torch.equal(product(rows[:count].clone(), weight), pairs[:count])
 
 
 def test_a_slot_used_again_knows_nothing_of_who_had_it(decoder: SlotDecoder) -> None:

@@ -13,7 +13,7 @@ def test_sheddable_classes_are_less_important_than_all_others() -> None:
 
 def test_overload_cuts_about_a_twentieth_of_the_calls_the_least_important_ones() -> None:
     came = {GOLD: 500} | {BRONZE + level: 5 for level in range(100)}
-    value = moved(OPEN, came, overloaded=True)
+    value = moved(OPEN, came, overloaded=True, computed=0)
     assert sum(count for level, count in came.items() if level < value) == 950
 
 
@@ -21,7 +21,7 @@ def test_under_lasting_overload_only_the_most_important_band_is_left() -> None:
     came = {GOLD + 1: 900, GOLD + 5: 100, BRONZE: 50, BRONZE + 3: 50}
     value = OPEN
     for _ in range(100):
-        value = moved(value, came, overloaded=True)
+        value = moved(value, came, overloaded=True, computed=0)
     assert [level for level in came if level < value] == [GOLD + 1, GOLD + 5]
 
 
@@ -29,7 +29,7 @@ def test_without_overload_more_come_in_step_by_step_until_all_do() -> None:
     came = {GOLD: 500} | {BRONZE + level: 5 for level in range(100)}
     value, admitted = TENANTS, []
     while value != OPEN:
-        value = moved(value, came, overloaded=False)
+        value = moved(value, came, overloaded=False, computed=0)
         admitted.append(sum(count for level, count in came.items() if level < value))
     assert admitted[0] == 510
     assert admitted == sorted(admitted)
@@ -37,14 +37,14 @@ def test_without_overload_more_come_in_step_by_step_until_all_do() -> None:
 
 
 def test_nothing_is_refused_when_nothing_comes() -> None:
-    assert moved(TENANTS, {}, overloaded=True) == OPEN
+    assert moved(TENANTS, {}, overloaded=True, computed=0) == OPEN
 
 
 def overload(*, refused: int, waited_s: float, batch_s: float = 0.001) -> int:
     cutoff = Cutoff(0.0)
     for level in [GOLD] * 50 + [BRONZE] * 50:
         cutoff.came(level)
-    cutoff.waited(100, 100 * waited_s)
+    cutoff.waited(40, 40 * waited_s)
     for _ in range(refused):
         cutoff.refused()
     assert cutoff.due(WINDOW_S)
@@ -67,3 +67,19 @@ def test_levels_from_the_cutoff_on_are_refused() -> None:
     cutoff.value = BRONZE
     assert not cutoff.came(GOLD)
     assert cutoff.came(BRONZE)
+
+
+def test_what_was_computed_is_let_in_however_much_one_tenant_brings() -> None:
+    came = {GOLD: 60, BRONZE: 290}
+    assert moved(OPEN, came, overloaded=True, computed=290) == OPEN
+    assert moved(OPEN, {**came, BRONZE + 5: 50}, overloaded=True, computed=290) == BRONZE + 5
+
+
+def test_a_loop_that_does_not_keep_up_is_overload_although_no_queue_shows_it() -> None:
+    cutoff = Cutoff(0.0)
+    for level in [GOLD] * 50 + [BRONZE] * 50:
+        cutoff.came(level)
+    for _ in range(10):
+        cutoff.lagged(0.050)
+    cutoff.move(WINDOW_S, batch_s=0.001)
+    assert cutoff.value == BRONZE
