@@ -37,7 +37,7 @@ class Unused:
 
     async def _method(self, request: object, context: object) -> None: ...
 
-    Dispatch = Execute = LoadModel = UnloadModel = Drain = GetStatus = _method
+    Dispatch = Execute = ExecuteStream = LoadModel = UnloadModel = Drain = GetStatus = _method
 
 
 async def test_grpcurl_lists_describes_and_calls_services_of_both_pools() -> None:
