@@ -31,6 +31,8 @@ class RouteOptions:
     tier: str = ""
     priority: int = 0
     """1 is the most urgent; 0 says nothing."""
+    session: str = ""
+    """What a split keeps together; empty says nothing."""
 
 
 class InferCall(NamedTuple):

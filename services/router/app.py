@@ -25,8 +25,9 @@ from services.router.feedback import Feedback
 from services.router.frames import Received
 from services.router.host_client import HostClient
 from services.router.many import Many
-from services.router.pipeline import Counts, Limits, Pipeline
+from services.router.pipeline import Limits, Pipeline
 from services.router.planning import Fleet
+from services.router.ports import Counts
 from services.router.servicer import Calls, InferenceServicer, encoded, request_ids
 from services.router.snapshot import Snapshot
 from services.router.v2_servicer import GRPCInferenceServicer

@@ -41,6 +41,37 @@ class Stages:
     total_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class StepView:
+    """One that a route asked on the way to its answer."""
+
+    name: str
+    """The step of a pipeline; else whom the route names."""
+    version: ModelVersion | None
+    host: HostRecord | None
+    reason: str
+    """Why this candidate; where there was no answer, why."""
+    duration_s: float | None = None
+    """None in a dry run."""
+    error: YardError | None = None
+    dropped: bool = False
+    """It was not waited for."""
+
+
+@dataclass(slots=True)
+class Told:
+    """What the strategy of a route that leads over others has to say."""
+
+    arm: str = ""
+    propensity: float | None = None
+    degraded_reason: str = ""
+    steps: list[StepView] = field(default_factory=list)
+    cost_microusd: int | None = None
+    """Of every version that answered; None if that is the one of the decision."""
+    begun: bool = False
+    """A part of the answer has gone out."""
+
+
 @dataclass(slots=True)
 class Decision:
     """One decision; filled as the call goes on."""
@@ -62,3 +93,45 @@ class Decision:
     batch_size: int = 0
     candidates: tuple[CandidateView, ...] = ()
     """Only where the caller asked for an explanation."""
+    told: Told | None = None
+    """None where no strategy led over others."""
+
+    @property
+    def telling(self) -> Told:
+        """`told`, to be written to."""
+        if self.told is None:
+            self.told = Told()
+        return self.told
+
+    @property
+    def cost_microusd(self) -> int:
+        """Price of what answered."""
+        if self.told is not None and self.told.cost_microusd is not None:
+            return self.told.cost_microusd
+        return 0 if self.version is None else self.version.cost_microusd
+
+    def leg(self) -> "Decision":
+        """A decision of its own for one of those that the route asks; has of this what holds for the whole call."""
+        return Decision(
+            route=self.route,
+            request_id=self.request_id,
+            trace_id=self.trace_id,
+            deadline_s=self.deadline_s,
+            deadline_source=self.deadline_source,
+            strategy=self.strategy,
+            registry_revision=self.registry_revision,
+            service_class=self.service_class,
+        )
+
+    def adopt(self, leg: "Decision") -> None:
+        """Let what answered `leg` be what answers this."""
+        self.version, self.host, self.reason = leg.version, leg.host, leg.reason
+        self.candidates, self.batch_size = leg.candidates, leg.batch_size
+        stages, own = leg.stages, self.stages
+        own.queue_s, own.compute_s, own.network_s = stages.queue_s, stages.compute_s, stages.network_s
+        if leg.told is not None:
+            told = self.telling
+            told.arm, told.propensity = leg.told.arm, leg.told.propensity
+            told.degraded_reason = told.degraded_reason or leg.told.degraded_reason
+            told.cost_microusd = leg.told.cost_microusd
+            told.begun = told.begun or leg.told.begun

@@ -7,7 +7,7 @@ from services.chassis.telemetry import Telemetry, current
 from services.domain.clock import Clock
 from services.domain.errors import YardError
 from services.router.decision import Attempt, Decision
-from services.router.wire import attempt_status
+from services.router.decision_wire import attempt_status
 
 UNKNOWN = "(unknown)"
 """Label of calls whose name leads nowhere: what callers invent becomes no label."""

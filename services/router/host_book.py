@@ -20,7 +20,8 @@ from services.domain.objects import ModelVersion
 from services.policy import scoring
 from services.policy.balancing import RAMP_S
 from services.policy.scoring import HostState, Prior, VersionState
-from services.router.snapshot import Option, Snapshot
+from services.router.destination import Option
+from services.router.snapshot import Snapshot
 
 
 class HostBook:

@@ -7,7 +7,7 @@ decides is a policy's; this file only brings facts to them and carries out what 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from services.domain.clock import Clock
 from services.domain.deadline import Deadline
@@ -28,51 +28,15 @@ from services.domain.service_class import ServiceClass
 from services.policy import retrying
 from services.policy.admission import Reject, admit_to_router, allowance
 from services.policy.balancing import Draw
-from services.router.attempting import AttemptFailed, AttemptFeedback, Attempting, HostAnswer, Hosts
+from services.router.attempting import AttemptFailed, Attempting, HostAnswer, Hosts
 from services.router.decision import Decision
+from services.router.destination import Destination
 from services.router.host_book import HostBook, take_standing
 from services.router.planning import NO_HOST_RETRY_S, Fleet, Plan, Planner
-from services.router.snapshot import Destination, Snapshot
-
-
-class Catalog(Protocol):
-    """Where the view of the world comes from."""
-
-    def snapshot(self) -> Snapshot | None:
-        """The current one; None before there is any."""
-        ...
-
-
-class Feedback(AttemptFeedback, Protocol):
-    """Who is told how calls go."""
-
-    def chosen(self, decision: Decision, duration_s: float) -> None:
-        """The first decision of a call was made."""
-        ...
-
-    def answered(self, decision: Decision) -> None:
-        """The call was answered."""
-        ...
-
-    def cancelled(self, decision: Decision | None) -> None:
-        """The caller went away, or its deadline passed."""
-        ...
-
-    def failed(self, decision: Decision | None, error: YardError, duration_s: float) -> None:
-        """The call failed; without a decision, before its name was known to mean anything."""
-        ...
-
-
-class Counts(Protocol):
-    """Calls in flight, over all processes that share the limit."""
-
-    def enter(self) -> int:
-        """Count one in; returns how many there were before it."""
-        ...
-
-    def leave(self) -> None:
-        """Count one out."""
-        ...
+from services.router.ports import Catalog, Counts, Feedback
+from services.router.snapshot import Snapshot
+from services.router.strategies.carrying_out import Strategies
+from services.router.strategies.course import Course, Tally, draw_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +84,7 @@ class Pipeline:
         self._attempting = Attempting(hosts=hosts, feedback=feedback, clock=clock, reserve_s=limits.reserve_s)
         self._budgets: dict[str, retrying.RetryBudget] = {}
         self._counts = counts
+        self._strategies = Strategies()
 
     async def route(self, call: InferCall, *, remaining_s: float | None) -> Answer:
         """Run one call.
@@ -143,7 +108,17 @@ class Pipeline:
                 )
             snapshot, destination = self._find(call, start_s, runs=True)
             decision = _begin(call, snapshot, destination, remaining_s)
-            return await self._run(call, destination, decision, start_s)
+            deadline = Deadline(start_s + decision.deadline_s, self._clock)
+            self._budget(decision.route, start_s).earn()
+            if destination.choice is None:
+                course = self._course(destination, deadline)
+                payload = await self._strategies.carry_out(course, call, destination, decision)
+            else:
+                most = destination.route.max_attempts
+                payload = await self.run_one(call, destination, decision, deadline, most=most, start_s=start_s)
+            decision.stages.total_s = self._clock.now_s() - start_s
+            self._feedback.answered(decision)
+            return Answer(payload, decision)
         except YardError as error:
             self._feedback.failed(decision, error, self._clock.now_s() - start_s)
             raise
@@ -166,20 +141,26 @@ class Pipeline:
         now_s = self._clock.now_s()
         snapshot, destination = self._find(call, now_s, runs=False)
         decision = _begin(call, snapshot, destination, remaining_s)
-        draw = self._draw(call, 1)
-        deadline_s = decision.deadline_s
-        service_class = decision.service_class
+        if destination.choice is None:
+            course = self._course(destination, Deadline(now_s + decision.deadline_s, self._clock))
+            self._strategies.plan(course, call, destination, decision)
+        else:
+            self.plan_one(call, destination, decision, decision.deadline_s)
+        return decision
+
+    def plan_one(self, call: InferCall, destination: Destination, decision: Decision, remaining_s: float) -> None:
+        """Decide one call to one candidate set and run nothing."""
+        now_s, draw, service_class = self._clock.now_s(), self._draw(call, 1), decision.service_class
         plan = self._planner.plan(
-            call, destination, now_s=now_s, remaining_s=deadline_s, draw=draw, service_class=service_class
+            call, destination, now_s=now_s, remaining_s=remaining_s, draw=draw, service_class=service_class
         )
         if isinstance(plan, Plan):
             _take(decision, plan)
         else:
             decision.reason = plan.message
         decision.candidates = self._planner.candidates(
-            call, destination, now_s=now_s, remaining_s=deadline_s, draw=draw, service_class=service_class
+            call, destination, now_s=now_s, remaining_s=remaining_s, draw=draw, service_class=service_class
         )
-        return decision
 
     def _find(self, call: InferCall, now_s: float, *, runs: bool) -> tuple[Snapshot, Destination]:
         """The snapshot, and what the call's name leads to in it. The call fits; a dry one may lack inputs."""
@@ -214,28 +195,43 @@ class Pipeline:
         self._book.turn_to(snapshot, now_s)
         return snapshot
 
-    async def _run(self, call: InferCall, destination: Destination, decision: Decision, start_s: float) -> Answer:
-        deadline = Deadline(start_s + decision.deadline_s, self._clock)
-        budget = self._budget(destination.name, start_s)
-        budget.earn()
+    async def run_one(
+        self,
+        call: InferCall,
+        destination: Destination,
+        decision: Decision,
+        deadline: Deadline,
+        *,
+        most: int,
+        start_s: float | None = None,
+    ) -> object:
+        """Run a call on one candidate set.
+
+        Args:
+            call: The call.
+            destination: The candidates, which have a choice.
+            decision: Told what was chosen and tried.
+            deadline: Of the call.
+            most: Attempts allowed, the first included.
+            start_s: When it began; None: now.
+
+        Returns:
+            The host's message.
+
+        Raises:
+            YardError: It cannot be answered; says why.
+        """
+        if start_s is None:
+            start_s = self._clock.now_s()
         draw = self._draw(call, 1)
         service_class = decision.service_class
+        remaining_s = deadline.at_s - start_s
         plan = self._planner.plan(
-            call,
-            destination,
-            now_s=start_s,
-            remaining_s=decision.deadline_s,
-            draw=draw,
-            service_class=service_class,
+            call, destination, now_s=start_s, remaining_s=remaining_s, draw=draw, service_class=service_class
         )
         if call.options.explain:
             decision.candidates = self._planner.candidates(
-                call,
-                destination,
-                now_s=start_s,
-                remaining_s=decision.deadline_s,
-                draw=draw,
-                service_class=service_class,
+                call, destination, now_s=start_s, remaining_s=remaining_s, draw=draw, service_class=service_class
             )
         if isinstance(plan, YardError):
             raise plan
@@ -247,11 +243,10 @@ class Pipeline:
             standing = take_standing(plan.state)
             answer = await self._attempting.run(call, plan, decision, deadline)
             if isinstance(answer, HostAnswer):
-                decision.stages.total_s = self._clock.now_s() - start_s
-                self._feedback.answered(decision)
-                return Answer(answer.payload, decision)
+                return answer.payload
             tried.append(plan.record.host_id)
             if answer.begun:
+                decision.telling.begun = True
                 raise _final(answer.error, tried, "a part of the answer had been sent")
             plan = await self._again(
                 call,
@@ -260,7 +255,8 @@ class Pipeline:
                 tried,
                 answer,
                 in_good_standing=standing.forgives(answer.error),
-                service_class=service_class,
+                decision=decision,
+                most=most,
             )
 
     async def _again(
@@ -272,14 +268,15 @@ class Pipeline:
         failed: AttemptFailed,
         *,
         in_good_standing: bool,
-        service_class: ServiceClass,
+        decision: Decision,
+        most: int,
     ) -> Plan:
         """The plan of the next attempt, after the backoff that it needs.
 
         Raises:
             YardError: What it failed with, if there is to be none.
         """
-        error = failed.error
+        error, service_class = failed.error, decision.service_class
         number = len(tried) + 1
         plan = self._replan(call, destination, deadline, number=number, excluded=tried, service_class=service_class)
         now_s = self._clock.now_s()
@@ -288,15 +285,15 @@ class Pipeline:
                 error=error,
                 never_sent=failed.never_sent,
                 number=len(tried),
-                most=destination.route.max_attempts,
+                most=most,
                 idempotent=call.options.idempotent,
                 in_good_standing=in_good_standing,
                 remaining_s=deadline.at_s - now_s,
                 others=isinstance(plan, Plan),
             ),
-            self._budget(destination.name, now_s),
+            self._budget(decision.route, now_s),
             now_s=now_s,
-            chance=self._rng.unit(_draw_key(call), f"backoff/{len(tried)}"),
+            chance=self._rng.unit(draw_key(call), f"backoff/{len(tried)}"),
         )
         if isinstance(verdict, retrying.GiveUp):
             raise _final(error, tried, verdict.reason)
@@ -321,7 +318,13 @@ class Pipeline:
         """Decide anew, by what is known by now."""
         now_s = self._clock.now_s()
         try:
-            destination = self._turn(now_s).destination(call.name, call.version).executable()
+            snapshot, target = self._turn(now_s), destination.target
+            if target is None:
+                destination = snapshot.destination(call.name, call.version).executable()
+                if destination.choice is None:
+                    return ModelNotFound(f"'{call.name}' does not choose any more: its strategy is another one")
+            else:
+                destination = snapshot.target(target)
         except (ModelNotFound, VersionNotFound, NotSupported) as error:
             return error  # it was taken away while the call was under way
         return self._planner.plan(
@@ -334,6 +337,17 @@ class Pipeline:
             service_class=service_class,
         )
 
+    def _course(self, destination: Destination, deadline: Deadline) -> Course:
+        return Course(
+            legs=self,
+            strategies=self._strategies,
+            clock=self._clock,
+            rng=self._rng,
+            deadline=deadline,
+            most_attempts=destination.route.max_attempts,
+            tally=Tally(),
+        )
+
     def _budget(self, name: str, now_s: float) -> retrying.RetryBudget:
         budget = self._budgets.get(name)
         if budget is None:
@@ -341,12 +355,7 @@ class Pipeline:
         return budget
 
     def _draw(self, call: InferCall, number: int) -> Draw:
-        return Draw(lambda: self._rng.bits(_draw_key(call), f"host/{number}"))
-
-
-def _draw_key(call: InferCall) -> str:
-    """Keys the call's chance; with the trace, since callers give the same id to many calls."""
-    return f"{call.request_id}/{call.trace_id}"
+        return Draw(lambda: self._rng.bits(draw_key(call), f"host/{number}"))
 
 
 def _begin(call: InferCall, snapshot: Snapshot, destination: Destination, remaining_s: float | None) -> Decision:

@@ -17,8 +17,8 @@ from services.policy import balancing, choosing, scoring
 from services.policy.admission import Reject, RejectReason, admit_to_host
 from services.policy.scoring import VersionState
 from services.router.decision import CandidateView
+from services.router.destination import Destination, Option
 from services.router.host_book import HostBook
-from services.router.snapshot import Destination, Option
 
 NO_HOST_RETRY_S = 1.0
 """When to try again while no host is ready: a load or a restart takes about that long at least."""

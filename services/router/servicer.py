@@ -11,7 +11,7 @@ from modelyard.inference.v1 import inference_pb2 as pb
 from services.chassis.encoding import Buffer, Encoded
 from services.chassis.telemetry import current
 from services.domain.request import InferCall
-from services.router import wire
+from services.router import decision_wire, wire
 from services.router.frames import Payload, Received, with_decision
 from services.router.pipeline import Answer, Pipeline
 from services.router.streaming import Streamed, last_message, piece_message
@@ -40,7 +40,7 @@ class Calls:
             YardError: It cannot be answered.
         """
         answer = await self.run(request, context, remaining_s=context.time_remaining())
-        context.set_trailing_metadata(wire.trailing_metadata(answer.decision))
+        context.set_trailing_metadata(decision_wire.trailing_metadata(answer.decision))
         return answer
 
     async def run(self, request: Received, context: Context, *, remaining_s: float | None) -> Answer:
@@ -76,7 +76,7 @@ class Calls:
 def encoded(answer: Answer) -> Encoded:
     """An answer with its Decision."""
     assert isinstance(answer.payload, bytes | memoryview)
-    return with_decision(answer.payload, wire.encode_decision(answer.decision))
+    return with_decision(answer.payload, decision_wire.encode_decision(answer.decision))
 
 
 class ServesMany(Protocol):
@@ -110,7 +110,7 @@ class InferenceServicer:
 
         answer = await self._calls.stream(received, context, piece, remaining_s=context.time_remaining())
         await context.write(last_message(answer))
-        context.set_trailing_metadata(wire.trailing_metadata(answer.decision))
+        context.set_trailing_metadata(decision_wire.trailing_metadata(answer.decision))
 
     async def InferMany(self, messages: AsyncIterator[Any], context: Context) -> None:
         """Route many calls."""
@@ -122,4 +122,4 @@ class InferenceServicer:
         received = Received.of(inner)
         call = self._calls.read(received, context, dry=True)
         decision = self._pipeline.explain(call, remaining_s=context.time_remaining())
-        return pb.ExplainResponse(decision=wire.decision_to(decision))
+        return pb.ExplainResponse(decision=decision_wire.decision_to(decision))

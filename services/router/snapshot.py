@@ -5,13 +5,13 @@ every change. What only some calls need is worked out when first asked for, and 
 """
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from services.domain.errors import Fault, InvalidRequest, ModelNotFound, NotSupported, VersionNotFound
+from services.domain.errors import Fault, InvalidRequest, ModelNotFound
 from services.domain.host import HostRecord
-from services.domain.model import ModelKey, ModelState, TensorMeta, schema_faults
+from services.domain.model import ModelKey, ModelState, TensorMeta
 from services.domain.objects import (
     Choose,
     Metadata,
@@ -30,23 +30,15 @@ from services.domain.objects import (
 from services.domain.persistent import Sorted, Trie
 from services.domain.request import RouteOptions
 from services.domain.service_class import ServiceClass
-from services.domain.strategies import strategy_name
+from services.domain.strategies import Callee, named
 from services.policy.classing import DEFAULT_POLICY, class_of
-
-NAMED = 10
-"""Most names that an error lists."""
+from services.router.destination import LONGEST_NAME, NAMED, Destination, Option
 
 LOOKED_AT = 400
 """Most names compared with one that was not found, of those around it: each takes up to 50 µs, on the event loop."""
 
-FITTING_KEPT = 512
-"""Sets of inputs that each destination remembers to fit: checking costs as much as the rest of a decision."""
-
 CARRIED = 4096
 """Most destinations that a view takes over from the one before."""
-
-LONGEST_NAME = 63
-"""More of a name that was not found is neither compared nor repeated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,97 +144,6 @@ class Objects:
         ]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Option:
-    """One version that a name may lead to."""
-
-    version: ModelVersion
-    model: Model
-    key: ModelKey
-    hosts: tuple[HostRecord, ...]
-    """Hosts that have it ready and take calls, by id."""
-    elsewhere: str
-    """What is known of it where it is not ready; empty if that is nothing."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Destination:
-    """What a name leads to."""
-
-    name: str
-    route: Route
-    """For a model that was named directly: a `single` route to it with the defaults."""
-    options: tuple[Option, ...]
-    """For `single` the newest version first; else in the route's order, newest first in each model."""
-    one_schema: bool
-    """True if all options take the same inputs."""
-    choice: Single | Choose | None
-    """How one of the options is chosen; None if this router does not carry the route's strategy out."""
-    fitting: set[tuple[TensorMeta, ...]] = field(default_factory=set)
-    """Inputs that were found to be well formed and to fit an option."""
-
-    @property
-    def strategy(self) -> str:
-        """The strategy's name."""
-        return strategy_name(self.route.strategy)
-
-    @property
-    def generates(self) -> bool:
-        """Whether an option answers in pieces."""
-        return any(option.version.generation is not None for option in self.options)
-
-    def executable(self) -> "Destination":
-        """This, to be called.
-
-        Raises:
-            NotSupported: This router does not carry the route's strategy out.
-        """
-        if self.choice is None:
-            raise NotSupported(
-                f"route '{self.name}' has the strategy '{self.strategy}', which this router does not carry out yet, "
-                "only 'single' and 'choose'; its models can be called by their own names",
-                metadata={"name": self.name, "strategy": self.strategy},
-            )
-        return self
-
-    def pinned(self, version: str) -> "Destination":
-        """The same, with options of `version` only.
-
-        Raises:
-            VersionNotFound: No option has it.
-        """
-        options = tuple(option for option in self.options if option.version.version == version)
-        if not options:
-            offered = ", ".join(str(option.key) for option in self.options[:NAMED]) or "none yet"
-            raise VersionNotFound(
-                f"'{self.name}' has no version '{version[:LONGEST_NAME]}'; versions: {offered}",
-                metadata={"name": self.name, "version": version[:LONGEST_NAME]},
-            )
-        return replace(self, options=options, fitting=set())
-
-    def leads_over(self, models: Collection[str]) -> bool:
-        """Whether a change of one of `models` may be a change of this; over other routes, any may."""
-        return bool(self.route.routes) or any(target.model in models for target in self.route.targets)
-
-    def remember(self, inputs: tuple[TensorMeta, ...]) -> None:
-        """Note that `inputs` are well formed and fit."""
-        if len(self.fitting) >= FITTING_KEPT:
-            self.fitting.clear()
-        self.fitting.add(inputs)
-
-    def misfits(self, inputs: Sequence[TensorMeta]) -> list[Fault]:
-        """What is wrong with a call's inputs for the route's own schema or every option; empty if one takes them."""
-        faults = schema_faults(inputs, self.route.inputs) if self.route.inputs else []
-        if faults:
-            return faults
-        for option in self.options[:1] if self.one_schema else self.options:
-            found = schema_faults(inputs, option.model.inputs)
-            if not found:
-                return []
-            faults = faults or found
-        return faults
-
-
 class Snapshot:
     """One view of everything; never changes."""
 
@@ -251,6 +152,7 @@ class Snapshot:
         self.objects = objects
         self.hosts = hosts
         self._destinations: dict[tuple[str, str], Destination] = {}
+        self._targets: dict[RouteTarget, Destination] = {}
         self._ready: dict[ModelKey, tuple[HostRecord, ...]] | None = None
         self._classes: dict[tuple[str, str, int], ServiceClass] = {}
 
@@ -278,6 +180,9 @@ class Snapshot:
             for at, found in islice(self._destinations.items(), CARRIED)
             if found.name not in routes and not found.leads_over(models)
         }
+        made._targets = {
+            target: found for target, found in islice(self._targets.items(), CARRIED) if target.model not in models
+        }
         return made
 
     @property
@@ -296,6 +201,14 @@ class Snapshot:
         if found is None:
             found = self.destination(name).pinned(version) if version else self._destination(name)
             self._destinations[name, version] = found
+        return found
+
+    def target(self, target: RouteTarget) -> Destination:
+        """What a strategy leads to that names `target` itself."""
+        found = self._targets.get(target)
+        if found is None:
+            route = Route(Metadata(target.model), Single(target))
+            found = self._targets[target] = self._choosing(target.model, route, target)
         return found
 
     def service_class(self, options: RouteOptions) -> ServiceClass:
@@ -364,10 +277,25 @@ class Snapshot:
             if name not in self.objects.models:
                 raise self._not_found(name)
             route = Route(Metadata(name), Single(RouteTarget(name)))
-        options = [option for target in route.targets for option in self._options(target)]
+        if not isinstance(route.strategy, Single | Choose):
+            callees = tuple(self._callee(callee) for _, callee in named(route.strategy))
+            options = [option for callee in callees for option in callee.options]
+            return Destination(name, route, tuple(options), True, None, callees)
+        return self._choosing(name, route)
+
+    def _choosing(self, name: str, route: Route, target: RouteTarget | None = None) -> Destination:
+        """What a route leads to that chooses one of its models for each call."""
+        assert isinstance(route.strategy, Single | Choose)
+        options = [option for each in route.targets for option in self._options(each)]
         schemas = {option.model.inputs for option in options}
-        choice = route.strategy if isinstance(route.strategy, Single | Choose) else None
-        return Destination(name, route, tuple(options), len(schemas) <= 1, choice)
+        return Destination(name, route, tuple(options), len(schemas) <= 1, route.strategy, target=target)
+
+    def _callee(self, callee: Callee) -> Destination:
+        """What a strategy names: another route, or a model by itself, whatever routes are called like it.
+
+        Routes that lead back to themselves were refused by the registry.
+        """
+        return self.target(callee) if isinstance(callee, RouteTarget) else self.destination(callee.route)
 
     def _options(self, target: RouteTarget) -> list[Option]:
         model = self.objects.models.get(target.model)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from modelyard.host.v1 import host_pb2
 from modelyard.inference.v1 import inference_pb2 as pb
 from services.chassis.encoding import Buffer, Encoded, length_delimited, read_varint
-from services.router import wire
+from services.router import decision_wire
 from services.router.frames import Payload, with_decision
 from services.router.pipeline import Answer
 
@@ -68,6 +68,6 @@ def piece_message(response: Buffer) -> Encoded:
 def last_message(answer: Answer) -> Encoded:
     """The InferStreamResponse that ends an answer: with its Decision and the totals."""
     finished = Finished.of(answer)
-    response = with_decision(finished.response, wire.encode_decision(answer.decision))
+    response = with_decision(finished.response, decision_wire.encode_decision(answer.decision))
     field = length_delimited(_PIECE_TAG, response.parts, len(response))
     return Encoded((*field, pb.InferStreamResponse(totals=finished.totals).SerializeToString()))

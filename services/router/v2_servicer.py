@@ -14,10 +14,11 @@ from services.domain.errors import ModelNotFound, NoReadyHost, NotSupported, Ver
 from services.domain.host import HostRecord
 from services.domain.model import ModelKey
 from services.router import v2_wire
+from services.router.destination import Destination
 from services.router.frames import Received
 from services.router.pipeline import Answer
 from services.router.servicer import Calls, encoded
-from services.router.snapshot import Destination, Snapshot
+from services.router.snapshot import Snapshot
 from services.router.v2_streaming import StreamInfer
 
 SERVER_NAME = "modelyard"
@@ -67,7 +68,7 @@ class GRPCInferenceServicer:
             destination = self._destination(request.name, request.version)
         except (ModelNotFound, VersionNotFound, NotSupported):
             return v2.ModelReadyResponse(ready=False)
-        return v2.ModelReadyResponse(ready=_ready(destination))
+        return v2.ModelReadyResponse(ready=destination.ready)
 
     async def ServerMetadata(self, request: v2.ServerMetadataRequest, context: Context) -> v2.ServerMetadataResponse:
         """Name, version, extensions."""
@@ -115,7 +116,7 @@ class GRPCInferenceServicer:
     ) -> v2.RepositoryModelLoadResponse:
         """OK for what is ready; placement is the registry's."""
         name = request.model_name or request.repository_name
-        if not _ready(self._destination(name, "")):
+        if not self._destination(name, "").ready:
             raise NotSupported(
                 f"'{name}' is not ready, and is not loaded by this call: raise min_replicas of its ModelVersion in "
                 "the registry, and it will be placed"
@@ -183,10 +184,6 @@ class GRPCInferenceServicer:
         except YardError as error:
             logger().debug("a host is left out of the statistics", host=host.host_id, why=error.message)
             return None
-
-
-def _ready(destination: Destination) -> bool:
-    return any(option.hosts for option in destination.options)
 
 
 def _encoded(request: Received, answer: Answer) -> Encoded:

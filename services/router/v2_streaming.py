@@ -17,7 +17,7 @@ from modelyard.openinference.v2 import grpc_service_pb2 as v2
 from services.chassis.encoding import Buffer, Encoded
 from services.chassis.telemetry import logger
 from services.domain.errors import ModelNotFound, VersionNotFound, YardError
-from services.router import wire
+from services.router import decision_wire
 from services.router.frames import Received, streamed, with_decision
 from services.router.pipeline import Answer
 from services.router.servicer import Calls
@@ -123,7 +123,7 @@ class StreamInfer:
                 head.ClearField(field)
             last = Encoded((head.SerializeToString(), _LAST))
             if request.message.HasField("route"):
-                last = with_decision(last.SerializeToString(), wire.encode_decision(answer.decision))
+                last = with_decision(last.SerializeToString(), decision_wire.encode_decision(answer.decision))
             await self._write(streamed(last))
 
     def _failure(self, request: Received, error: Exception) -> v2.ModelStreamInferResponse:

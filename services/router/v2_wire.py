@@ -10,7 +10,8 @@ from services.chassis.codec import key_from, seconds_from
 from services.domain.host import DeviceKind
 from services.domain.model import ModelKey, ModelState, TensorSpec
 from services.domain.objects import ModelVersion, semver_order
-from services.router.snapshot import Destination, Option, Snapshot
+from services.router.destination import Destination, Option
+from services.router.snapshot import Snapshot
 
 _PLATFORMS = {
     "identity": "identity",
@@ -44,10 +45,7 @@ def metadata_to(destination: Destination) -> v2.ModelMetadataResponse:
         versions=sorted({option.version.version for option in destination.options}, key=semver_order),
         platform=_platform(destination.options),
     )
-    inputs, outputs = destination.route.inputs, destination.route.outputs
-    if destination.options:
-        model = destination.options[0].model
-        inputs, outputs = inputs or model.inputs, outputs or model.outputs
+    inputs, outputs = destination.inputs, destination.outputs
     for specs, tensors in ((inputs, response.inputs), (outputs, response.outputs)):
         for spec in specs:
             tensors.add(name=spec.name, datatype=spec.datatype, shape=spec.shape)
@@ -65,17 +63,19 @@ def config_to(destination: Destination) -> config_pb.ModelConfig:
     if not options:
         return config
     first = next((option for option in options if option.hosts), options[0])
-    batches = all(option.version.max_batch_size > 1 for option in options)
+    batches = all(option.version.max_batch_size > 1 for option in options) and all(
+        spec.shape[:1] == (-1,) for spec in (*destination.inputs, *destination.outputs)
+    )
     config.backend = first.version.backend.name
-    if destination.strategy == "choose":
+    if destination.strategy != "single":
         config.version_policy.all.SetInParent()
     else:
         config.version_policy.latest.num_versions = 1
-    for spec in first.model.inputs:
+    for spec in destination.inputs:
         config.input.add(
             name=spec.name, data_type=_DATA_TYPES[spec.datatype], dims=_dims(spec, batches), optional=spec.optional
         )
-    for spec in first.model.outputs:
+    for spec in destination.outputs:
         config.output.add(name=spec.name, data_type=_DATA_TYPES[spec.datatype], dims=_dims(spec, batches))
     if batches:
         config.max_batch_size = min(option.version.max_batch_size for option in options)

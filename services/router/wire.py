@@ -1,28 +1,17 @@
-"""protobuf ⇄ domain for the router: calls in, decisions out. Decides nothing but whether a message is well formed."""
+"""protobuf → domain for the router: calls in. Decides nothing but whether a message is well formed."""
 
 import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 
 from modelyard.inference.v1 import inference_pb2 as pb
-from services.chassis.codec import CONTENTS, duration_to, service_class_to
-from services.chassis.encoding import varint
-from services.chassis.errors import status_of
+from services.chassis.codec import CONTENTS
 from services.domain.errors import Fault, InvalidRequest
-from services.domain.host import HostRecord
 from services.domain.model import TensorMeta
-from services.domain.objects import ModelVersion
 from services.domain.request import InferCall, Preference, RouteOptions
-from services.domain.service_class import ORDINARY
-from services.policy.admission import DeadlineSource
-from services.router.decision import Attempt, CandidateView, Decision
 from services.router.frames import Payload, Received
-
-DECISION_KEY = "x-modelyard-decision"
-"""Trailing metadata that says the essentials: `route/model:version@host`, then `key=value` pairs."""
 
 ROUTE_KEY = "x-modelyard-route-bin"
 """Metadata with a serialized RouteOptions, for callers that cannot set field 100."""
@@ -46,13 +35,6 @@ _PREFERENCES = {
     pb.PREFERENCE_LATENCY: Preference.LATENCY,
     pb.PREFERENCE_COST: Preference.COST,
     pb.PREFERENCE_QUALITY: Preference.QUALITY,
-}
-
-_SOURCES = {
-    DeadlineSource.CALLER: pb.DEADLINE_SOURCE_CALLER,
-    DeadlineSource.ROUTE_DEFAULT: pb.DEADLINE_SOURCE_ROUTE_DEFAULT,
-    DeadlineSource.ROUTE_MAXIMUM: pb.DEADLINE_SOURCE_ROUTE_MAXIMUM,
-    DeadlineSource.TIMEOUT_PARAMETER: pb.DEADLINE_SOURCE_TIMEOUT_PARAMETER,
 }
 
 Metadata = Iterable[tuple[str, str | bytes]]
@@ -106,148 +88,6 @@ def call_from(
     return InferCall(name, message.model_version, request_id, inputs, options, timeout_s, trace_id, payload)
 
 
-class _Told(NamedTuple):
-    """What all decisions for one version on one host have in common."""
-
-    version: ModelVersion
-    host: HostRecord
-    encoded: bytes
-    """As part of a Decision."""
-    text: str
-    """As the beginning of the trailing metadata."""
-
-
-# Tags of Decision, StageTimes and Attempt, checked against the contract by a test.
-_REASON, _ATTEMPTS, _STAGES, _BATCH_SIZE = b"\x42", b"\x4a", b"\x52", b"\x58"
-_DEADLINE, _DEADLINE_SOURCE, _TRACE_ID, _REQUEST_ID = b"\x72", b"\x78", b"\x82\x01", b"\x8a\x01"
-_CHOOSE, _QUEUE, _COMPUTE, _NETWORK, _TOTAL = b"\x0a", b"\x12", b"\x1a", b"\x22", b"\x2a"
-_HOST, _OK, _DURATION = b"\x0a", b"\x12\x02OK", b"\x1a"
-
-_TOLD_KEPT = 4096
-_told: dict[tuple[str, str, str, str, int], _Told] = {}
-
-
-def _told_of(decision: Decision, version: ModelVersion, host: HostRecord) -> _Told:
-    """What is the same for call after call, encoded once."""
-    route, model, revision = decision.route, version.metadata.name, decision.registry_revision
-    key = (route, model, version.version, host.host_id, revision)
-    told = _told.get(key)
-    if told is None or told.version is not version or told.host is not host:
-        message = pb.Decision(
-            route=route,
-            registry_revision=revision,
-            strategy=decision.strategy,
-            model=model,
-            version=version.version,
-            host=host.host_id,
-            zone=host.zone,
-            cost_microusd=version.cost_microusd,
-            quality=version.quality,
-        )
-        text = f"{route}/{model}:{version.version}@{host.host_id}; strategy={decision.strategy}; "
-        if len(_told) >= _TOLD_KEPT:
-            _told.clear()
-        told = _told[key] = _Told(version, host, message.SerializeToString(), text)
-    return told
-
-
-def trailing_metadata(decision: Decision) -> tuple[tuple[str, str], ...]:
-    """The essentials of a decision, for callers that read no Decision."""
-    version, host = decision.version, decision.host
-    assert version is not None
-    assert host is not None
-    return (
-        (
-            DECISION_KEY,
-            f"{_told_of(decision, version, host).text}attempts={len(decision.attempts)}; "
-            f"cost_microusd={version.cost_microusd}; deadline={decision.deadline_source.value}; "
-            f"trace={decision.trace_id}",
-        ),
-    )
-
-
-def encode_decision(decision: Decision) -> bytes:
-    """A Decision for its caller, encoded by hand: there is one for each call. Durations are to the microsecond."""
-    version, host = decision.version, decision.host
-    if version is None or host is None:
-        known = pb.Decision(
-            route=decision.route, registry_revision=decision.registry_revision, strategy=decision.strategy
-        ).SerializeToString()
-    else:
-        known = _told_of(decision, version, host).encoded
-    parts = [
-        known,
-        _text_field(_REASON, decision.reason),
-        _text_field(_TRACE_ID, decision.trace_id),
-        _text_field(_REQUEST_ID, decision.request_id),
-        _DEADLINE,
-        _duration(decision.deadline_s),
-        _DEADLINE_SOURCE,
-        varint(_SOURCES[decision.deadline_source]),
-    ]
-    if decision.batch_size:
-        parts += (_BATCH_SIZE, varint(decision.batch_size))
-    stages = decision.stages
-    if stages.total_s is not None:
-        times = [_CHOOSE, _duration(stages.choose_s), _TOTAL, _duration(stages.total_s)]
-        if stages.queue_s is not None and stages.compute_s is not None and stages.network_s is not None:
-            times += (
-                _QUEUE, _duration(stages.queue_s), _COMPUTE, _duration(stages.compute_s),
-                _NETWORK, _duration(stages.network_s),
-            )  # fmt: skip
-        encoded = b"".join(times)
-        parts += (_STAGES, varint(len(encoded)), encoded)
-    for attempt in decision.attempts:
-        encoded = _encode_attempt(attempt)
-        parts += (_ATTEMPTS, varint(len(encoded)), encoded)
-    if decision.service_class is not ORDINARY:
-        parts.append(pb.Decision(service_class=service_class_to(decision.service_class)).SerializeToString())
-    if decision.candidates:
-        parts.append(pb.Decision(candidates=map(_candidate_to, decision.candidates)).SerializeToString())
-    return b"".join(parts)
-
-
-def _encode_attempt(attempt: Attempt) -> bytes:
-    if attempt.error is None:
-        ended = _OK
-    else:
-        ended = pb.Attempt(status=attempt_status(attempt), message=attempt.error.message).SerializeToString()
-    return b"".join((_text_field(_HOST, attempt.host_id), ended, _DURATION, _duration(attempt.duration_s)))
-
-
-def _text_field(tag: bytes, text: str) -> bytes:
-    encoded = text.encode()
-    return b"".join((tag, varint(len(encoded)), encoded)) if encoded else b""
-
-
-def _duration(seconds: float) -> bytes:
-    """A Duration with its length before it."""
-    micros = int(seconds * 1e6)
-    kept = _durations.get(micros)
-    if kept is None:
-        whole, rest = divmod(micros, 1_000_000)
-        encoded = Duration(seconds=whole, nanos=1000 * rest).SerializeToString()
-        kept = varint(len(encoded)) + encoded
-        if len(_durations) >= _DURATIONS_KEPT:
-            _durations.clear()
-        _durations[micros] = kept
-    return kept
-
-
-_DURATIONS_KEPT = 65536
-_durations: dict[int, bytes] = {}
-
-
-def decision_to(decision: Decision) -> pb.Decision:
-    """A Decision for its caller."""
-    return pb.Decision.FromString(encode_decision(decision))
-
-
-def attempt_status(attempt: Attempt) -> str:
-    """Canonical name of the status that an attempt ended with."""
-    return "OK" if attempt.error is None else status_of(attempt.error).name
-
-
 def _inputs(received: Received, faults: list[Fault], *, dry: bool) -> tuple[TensorMeta, ...]:
     message, lengths = received.message, received.raw_lengths
     inputs = message.inputs
@@ -297,6 +137,8 @@ def _options(
         faults.append(Fault("route.min_quality", f"{wishes.min_quality} must be in [0, 1]"))
     if wishes.max_cost_microusd < 0:
         faults.append(Fault("route.max_cost_microusd", f"{wishes.max_cost_microusd} must not be negative"))
+    if len(wishes.session) > LONGEST_ID:
+        faults.append(Fault("route.session", f"has {len(wishes.session)} characters, more than {LONGEST_ID}"))
     preference = _PREFERENCES.get(wishes.prefer)
     if preference is None:
         faults.append(Fault("route.prefer", f"{wishes.prefer} is no Preference"))
@@ -310,6 +152,7 @@ def _options(
         tenant=wishes.tenant,
         tier=wishes.tier,
         priority=wishes.priority,
+        session=wishes.session,
     )
     return options, timeout_s
 
@@ -346,7 +189,17 @@ def _parameters(message: pb.InferRequest, wishes: pb.RouteOptions, faults: list[
         wishes.tier = parameters["tier"].string_param
         if not wishes.tier:
             faults.append(Fault("parameters[tier]", "must be the name of a tier"))
+    for name in ("sequence_id", "session"):
+        if name in parameters:
+            wishes.session = _key(parameters[name]) or wishes.session
     return timeout_s
+
+
+def _key(parameter: pb.InferParameter) -> str:
+    """Text, or a number as text; empty for 0, by which clients say that there is none."""
+    which = parameter.WhichOneof("parameter_choice")
+    value = "" if which is None else getattr(parameter, which)
+    return str(value) if value else ""
 
 
 def _number(parameter: pb.InferParameter) -> float | None:
@@ -363,26 +216,3 @@ def _number(parameter: pb.InferParameter) -> float | None:
 
 def _text(value: str | bytes) -> str:
     return value if isinstance(value, str) else value.decode("utf-8", "replace")
-
-
-def _candidate_to(candidate: CandidateView) -> pb.Candidate:
-    version = candidate.version
-    return pb.Candidate(
-        model=version.metadata.name,
-        version=version.version,
-        filtered=candidate.filtered,
-        score=candidate.score,
-        quality=version.quality,
-        cost_microusd=version.cost_microusd,
-        predicted=None if candidate.predicted_s is None else duration_to(candidate.predicted_s),
-        hosts=[
-            pb.HostScore(
-                host=score.host_id,
-                zone=score.zone,
-                predicted=duration_to(score.predicted_s),
-                backlog=score.backlog,
-                penalty=duration_to(score.penalty_s),
-            )
-            for score in candidate.hosts
-        ],
-    )

@@ -16,7 +16,7 @@ from modelyard.inference.v1 import inference_pb2_grpc
 from modelyard.openinference.v2 import grpc_service_pb2 as v2
 from services.chassis.object_codec import object_from
 from services.domain.objects import Model, ModelVersion
-from services.router.wire import DECISION_KEY
+from services.router.decision_wire import DECISION_KEY
 from tests.integration.router.zoo import ECHO, VERSIONS, raw
 from tests.support import clients
 from tests.support.llama import TinyLlama, infer_request, llama_model, llama_version, text_of, write_llama

@@ -26,8 +26,6 @@ from services.domain.strategies import (
     RouteName,
     RouteTarget,
     Shadow,
-    Split,
-    SplitTarget,
     Strategy,
     TensorSource,
     strategy_name,
@@ -41,7 +39,6 @@ from tests.unit.router.yards import World, a_call, a_single, a_snapshot, digits
 
 TARGET, OTHER = RouteTarget("digits"), RouteTarget("digits", "1.0.0")
 STRATEGIES: tuple[Strategy, ...] = (
-    Split((SplitTarget(TARGET, 90.0), SplitTarget(OTHER, 10.0))),
     Shadow(TARGET, OTHER),
     Fallback((TARGET, RouteName("plain"))),
     Cascade((CascadeStep(OTHER, Escalation("y", 0.5)), CascadeStep(TARGET))),

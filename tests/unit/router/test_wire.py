@@ -11,7 +11,7 @@ from services.domain.model import TensorMeta
 from services.domain.request import InferCall, Preference, RouteOptions
 from services.policy.admission import DeadlineSource
 from services.policy.scoring import HostScore
-from services.router import wire
+from services.router import decision_wire, wire
 from services.router.decision import Attempt, CandidateView, Decision, Stages
 from services.router.frames import Payload, Received
 from tests.fakes.objects import a_host
@@ -175,9 +175,34 @@ def test_a_timeout_of_zero_is_none() -> None:
 
 def test_unknown_parameters_are_ignored() -> None:
     request = typed()
-    request.parameters["sequence_id"].int64_param = 7
+    request.parameters["binary_data_output"].bool_param = True
 
     assert read(request).options == RouteOptions()
+
+
+def test_a_session_comes_by_field_or_by_parameter() -> None:
+    request = typed()
+    request.parameters["sequence_id"].int64_param = 7
+    assert read(request).options.session == "7"
+    request.parameters["session"].string_param = "mine"
+    assert read(request).options.session == "mine"
+    request.route.session = "ours"
+    assert read(request).options.session == "ours"
+
+
+def test_sequence_zero_is_no_session() -> None:
+    request = typed()
+    request.parameters["sequence_id"].uint64_param = 0
+
+    assert read(request).options.session == ""
+
+
+def test_a_session_has_a_bound() -> None:
+    request = typed()
+    request.route.session = "s" * 257
+
+    with pytest.raises(InvalidRequest, match=r"route.session: has 257 characters"):
+        read(request)
 
 
 def test_options_that_make_no_sense_are_all_named() -> None:
@@ -216,7 +241,7 @@ def a_decision() -> Decision:
 
 
 def test_a_decision_is_told_completely() -> None:
-    message = wire.decision_to(a_decision())
+    message = decision_wire.decision_to(a_decision())
 
     assert (message.route, message.model, message.version, message.host, message.zone) == (
         "embed", "small", "1.2.0", "h1", "z",
@@ -240,7 +265,7 @@ def test_what_did_not_happen_is_absent() -> None:
     decision.version = decision.host = None
     decision.stages = Stages()
 
-    message = wire.decision_to(decision)
+    message = decision_wire.decision_to(decision)
 
     assert not message.HasField("quality")
     assert not message.HasField("stages")
@@ -254,7 +279,7 @@ def test_candidates_are_told_with_their_hosts() -> None:
         CandidateView(rated("large", quality=0.9), "too dear", 0.0, None, ()),
     )
 
-    small, large = wire.decision_to(decision).candidates
+    small, large = decision_wire.decision_to(decision).candidates
 
     assert (small.model, small.score, small.hosts[0].host, small.hosts[0].backlog) == ("small", 0.5, "h1", 3)
     assert seconds_from(small.hosts[0].penalty) == 5.0
@@ -264,7 +289,7 @@ def test_candidates_are_told_with_their_hosts() -> None:
 
 
 def test_the_essentials_fit_into_a_line_of_metadata() -> None:
-    assert wire.trailing_metadata(a_decision()) == (
+    assert decision_wire.trailing_metadata(a_decision()) == (
         (
             "x-modelyard-decision",
             "embed/small:1.2.0@h1; strategy=choose; attempts=2; cost_microusd=10; deadline=CALLER; trace=t1",

@@ -349,8 +349,8 @@ class InferRequest(_message.Message):
     """The caller's id, echoed in the answer; made up if empty."""
     @_builtins.property
     def parameters(self) -> _containers.MessageMap[_builtins.str, Global___InferParameter]:
-        """Request parameters: timeout (microseconds), max_cost_microusd, min_quality, and for
-        routes under a Policy later ones. Unknown names are ignored.
+        """Request parameters: timeout (microseconds), max_cost_microusd, min_quality,
+        priority, tier, session, sequence_id. Unknown names are ignored.
         """
 
     @_builtins.property
@@ -544,6 +544,7 @@ class RouteOptions(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     TIER_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
     max_cost_microusd: _builtins.int
     """Leave out candidates that cost more per call, in millionths of a US dollar."""
     min_quality: _builtins.float
@@ -566,6 +567,10 @@ class RouteOptions(_message.Message):
     """
     priority: _builtins.int
     """Instead of a tier: 1 is the most urgent; also the request parameter `priority`. 0 says nothing."""
+    session: _builtins.str
+    """Calls of one session keep to one part of a route that splits calls; also the request parameters `session` and
+    `sequence_id` (not 0). At most 256 characters; empty: each call for itself.
+    """
     def __init__(
         self,
         *,
@@ -578,10 +583,11 @@ class RouteOptions(_message.Message):
         tenant: _builtins.str = ...,
         tier: _builtins.str = ...,
         priority: _builtins.int = ...,
+        session: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent", "_max_cost_microusd", b"_max_cost_microusd", "_min_quality", b"_min_quality", "idempotent", b"idempotent", "max_cost_microusd", b"max_cost_microusd", "min_quality", b"min_quality"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent", "_max_cost_microusd", b"_max_cost_microusd", "_min_quality", b"_min_quality", "explain", b"explain", "idempotent", b"idempotent", "max_cost_microusd", b"max_cost_microusd", "min_quality", b"min_quality", "prefer", b"prefer", "priority", b"priority", "tenant", b"tenant", "tier", b"tier", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent", "_max_cost_microusd", b"_max_cost_microusd", "_min_quality", b"_min_quality", "explain", b"explain", "idempotent", b"idempotent", "max_cost_microusd", b"max_cost_microusd", "min_quality", b"min_quality", "prefer", b"prefer", "priority", b"priority", "session", b"session", "tenant", b"tenant", "tier", b"tier", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__idempotent: _TypeAlias = _typing.Literal["idempotent"]  # noqa: Y015
     _WhichOneofArgType__idempotent: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent"]  # noqa: Y015
@@ -623,10 +629,14 @@ class Decision(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
     SERVICE_CLASS_FIELD_NUMBER: _builtins.int
+    ARM_FIELD_NUMBER: _builtins.int
+    PROPENSITY_FIELD_NUMBER: _builtins.int
+    DEGRADED_REASON_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
     route: _builtins.str
     """The route (or model) the caller named."""
     model: _builtins.str
-    """The model chosen."""
+    """The model chosen; empty if the answer is one of several put together, or was known beforehand."""
     version: _builtins.str
     """The version chosen."""
     host: _builtins.str
@@ -636,13 +646,13 @@ class Decision(_message.Message):
     registry_revision: _builtins.int
     """Registry revision the decision was made under."""
     strategy: _builtins.str
-    """The route's strategy: `single` or `choose`."""
+    """The route's strategy, such as `single` or `choose`."""
     reason: _builtins.str
     """Why this candidate, in one line."""
     batch_size: _builtins.int
     """Requests in the batch that computed this one."""
     cost_microusd: _builtins.int
-    """Price of the call, in millionths of a US dollar."""
+    """Price of the call, in millionths of a US dollar: of every version that answered on the way."""
     quality: _builtins.float
     """Quality expected of the version, in [0, 1]; absent if the registry knows none."""
     deadline_source: Global___DeadlineSource.ValueType
@@ -651,6 +661,12 @@ class Decision(_message.Message):
     """W3C trace id, 32 hexadecimal digits; present also for calls that are not sampled."""
     request_id: _builtins.str
     """The request's id."""
+    arm: _builtins.str
+    """Of a split: the part that the call fell into, as `model` or `model:version`."""
+    propensity: _builtins.float
+    """Of a split: the chance of that part, in [0, 1]."""
+    degraded_reason: _builtins.str
+    """Why this is not the answer that the route would rather give; empty if it is."""
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
         """Every attempt, in order; the last one answered."""
@@ -670,6 +686,10 @@ class Decision(_message.Message):
     @_builtins.property
     def service_class(self) -> _service_class_pb2.ServiceClass:
         """Whom it was for; absent for nobody in particular."""
+
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___DecisionStep]:
+        """Of a route that asks several: each that was asked, in the order they ended; in a dry run, in the route's own order."""
 
     def __init__(
         self,
@@ -693,16 +713,73 @@ class Decision(_message.Message):
         request_id: _builtins.str = ...,
         candidates: _abc.Iterable[Global___Candidate] | None = ...,
         service_class: _service_class_pb2.ServiceClass | None = ...,
+        arm: _builtins.str = ...,
+        propensity: _builtins.float | None = ...,
+        degraded_reason: _builtins.str = ...,
+        steps: _abc.Iterable[Global___DecisionStep] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_quality", b"_quality", "deadline", b"deadline", "quality", b"quality", "service_class", b"service_class", "stages", b"stages"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_propensity", b"_propensity", "_quality", b"_quality", "deadline", b"deadline", "propensity", b"propensity", "quality", b"quality", "service_class", b"service_class", "stages", b"stages"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_quality", b"_quality", "attempts", b"attempts", "batch_size", b"batch_size", "candidates", b"candidates", "cost_microusd", b"cost_microusd", "deadline", b"deadline", "deadline_source", b"deadline_source", "host", b"host", "model", b"model", "quality", b"quality", "reason", b"reason", "registry_revision", b"registry_revision", "request_id", b"request_id", "route", b"route", "service_class", b"service_class", "stages", b"stages", "strategy", b"strategy", "trace_id", b"trace_id", "version", b"version", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_propensity", b"_propensity", "_quality", b"_quality", "arm", b"arm", "attempts", b"attempts", "batch_size", b"batch_size", "candidates", b"candidates", "cost_microusd", b"cost_microusd", "deadline", b"deadline", "deadline_source", b"deadline_source", "degraded_reason", b"degraded_reason", "host", b"host", "model", b"model", "propensity", b"propensity", "quality", b"quality", "reason", b"reason", "registry_revision", b"registry_revision", "request_id", b"request_id", "route", b"route", "service_class", b"service_class", "stages", b"stages", "steps", b"steps", "strategy", b"strategy", "trace_id", b"trace_id", "version", b"version", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__propensity: _TypeAlias = _typing.Literal["propensity"]  # noqa: Y015
+    _WhichOneofArgType__propensity: _TypeAlias = _typing.Literal["_propensity", b"_propensity"]  # noqa: Y015
     _WhichOneofReturnType__quality: _TypeAlias = _typing.Literal["quality"]  # noqa: Y015
     _WhichOneofArgType__quality: _TypeAlias = _typing.Literal["_quality", b"_quality"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__propensity) -> _WhichOneofReturnType__propensity | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__quality) -> _WhichOneofReturnType__quality | None: ...
 
 Global___Decision: _TypeAlias = Decision  # noqa: Y015
+
+@_typing.final
+class DecisionStep(_message.Message):
+    """One that a route asked on the way to its answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The step of a pipeline; else whom the route names: `model`, `model:version`, or `route NAME`."""
+    model: _builtins.str
+    """The model chosen; empty if none was, or if this is a route that asks several itself."""
+    version: _builtins.str
+    """The version chosen."""
+    host: _builtins.str
+    """The host that answered, or was to."""
+    status: _builtins.str
+    """Canonical name of the gRPC status it ended with; empty in a dry run, `CANCELLED` for what was not waited for."""
+    reason: _builtins.str
+    """Why this candidate, or why there was no answer, in one line."""
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """From asking to its end; absent in a dry run."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        model: _builtins.str = ...,
+        version: _builtins.str = ...,
+        host: _builtins.str = ...,
+        status: _builtins.str = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "host", b"host", "model", b"model", "name", b"name", "reason", b"reason", "status", b"status", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecisionStep: _TypeAlias = DecisionStep  # noqa: Y015
 
 @_typing.final
 class Attempt(_message.Message):

@@ -34,7 +34,7 @@ class _HashKeyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HashKey.Value
     HASH_KEY_SESSION: _HashKey.ValueType  # 1
     """The call's session key; without one, its request id."""
     HASH_KEY_TENANT: _HashKey.ValueType  # 2
-    """The caller's tenant."""
+    """The caller's tenant; without one, its request id."""
     HASH_KEY_REQUEST: _HashKey.ValueType  # 3
     """The request id: each call for itself."""
 
@@ -46,7 +46,7 @@ HASH_KEY_UNSPECIFIED: HashKey.ValueType  # 0
 HASH_KEY_SESSION: HashKey.ValueType  # 1
 """The call's session key; without one, its request id."""
 HASH_KEY_TENANT: HashKey.ValueType  # 2
-"""The caller's tenant."""
+"""The caller's tenant; without one, its request id."""
 HASH_KEY_REQUEST: HashKey.ValueType  # 3
 """The request id: each call for itself."""
 Global___HashKey: _TypeAlias = HashKey  # noqa: Y015
@@ -1212,7 +1212,9 @@ Global___Choose: _TypeAlias = Choose  # noqa: Y015
 
 @_typing.final
 class Split(_message.Message):
-    """Strategy `split`: each call goes by the hash of its key, so that a key stays with its target while parts do not change."""
+    """Strategy `split`: each call goes by the hash of its key (weighted rendezvous hashing), so that a key stays with its
+    target while parts do not change; where they do, no key moves to a target that does not grow against its own.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -1,0 +1,42 @@
+"""Which strategy's order of events a call goes by."""
+
+from services.domain.errors import NotSupported
+from services.domain.request import InferCall
+from services.domain.strategies import Split
+from services.router.decision import Decision
+from services.router.destination import Destination
+from services.router.strategies import split
+from services.router.strategies.course import Course
+
+
+class Strategies:
+    """Every strategy that leads over others."""
+
+    async def carry_out(self, course: Course, call: InferCall, destination: Destination, decision: Decision) -> object:
+        """Answer a call as its route says.
+
+        Args:
+            course: What holds for the whole call.
+            call: The call.
+            destination: What its name leads to, which is executable and has no choice of its own.
+            decision: Told how the answer comes about.
+
+        Returns:
+            The answer's message.
+
+        Raises:
+            YardError: It cannot be answered; says why.
+        """
+        match destination.route.strategy:
+            case Split() as strategy:
+                return await split.carry_out(course, call, destination, strategy, decision)
+            case _:
+                raise NotSupported(f"strategy '{destination.strategy}' is not carried out")
+
+    def plan(self, course: Course, call: InferCall, destination: Destination, decision: Decision) -> None:
+        """Say how the call would be answered; ask nobody."""
+        match destination.route.strategy:
+            case Split() as strategy:
+                split.plan(course, call, destination, strategy, decision)
+            case _:
+                raise NotSupported(f"strategy '{destination.strategy}' is not carried out")
