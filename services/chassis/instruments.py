@@ -170,6 +170,12 @@ ROUTER_DECISION_SECONDS = HotHistogram(
     buckets=STAGE_BUCKETS_S,
     registry=REGISTRY,
 ).labels()
+ROUTER_DEGRADED = Counter(
+    "modelyard_router_degraded_total",
+    "Calls answered by another than their route would rather have: a later one of a fallback, for instance.",
+    ["route"],
+    registry=REGISTRY,
+)
 ROUTER_SNAPSHOT_REVISION = Gauge(
     "modelyard_router_snapshot_revision", "Registry revision the router routes by.", registry=REGISTRY
 )

@@ -20,6 +20,7 @@ from services.domain.clock import SystemClock
 from services.domain.rng import KeyedRng
 from services.router import v2_pool
 from services.router.catalog import Catalog
+from services.router.composing import Composer
 from services.router.config import Config
 from services.router.feedback import Feedback
 from services.router.frames import Received
@@ -88,6 +89,7 @@ async def start(config: Config, process: Process) -> None:
         fleet=Fleet(routers=config.senders, zone=config.zone, zone_way_s=config.zone_way_s),
         limits=Limits(most_in_flight=config.max_in_flight, reserve_s=config.reserve_s, retry_share=config.share),
         counts=_counts(config),
+        composes=Composer(),
     )
     calls = Calls(pipeline=pipeline, ids=request_ids())
     many = Many(calls=calls, telemetry=telemetry, encode=encoded)

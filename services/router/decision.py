@@ -70,6 +70,8 @@ class Told:
     """Of every version that answered; None if that is the one of the decision."""
     begun: bool = False
     """A part of the answer has gone out."""
+    answerable: bool = False
+    """In a dry run: there would be an answer, though of no single version."""
 
 
 @dataclass(slots=True)
@@ -110,6 +112,16 @@ class Decision:
             return self.told.cost_microusd
         return 0 if self.version is None else self.version.cost_microusd
 
+    @property
+    def spent_microusd(self) -> int:
+        """Price of those that answered on the way to a failure."""
+        return 0 if self.told is None else self.told.cost_microusd or 0
+
+    @property
+    def answerable(self) -> bool:
+        """Whether a dry run found whom to ask, or an answer known beforehand."""
+        return self.version is not None or (self.told is not None and self.told.answerable)
+
     def leg(self) -> "Decision":
         """A decision of its own for one of those that the route asks; has of this what holds for the whole call."""
         return Decision(
@@ -133,5 +145,5 @@ class Decision:
             told = self.telling
             told.arm, told.propensity = leg.told.arm, leg.told.propensity
             told.degraded_reason = told.degraded_reason or leg.told.degraded_reason
-            told.cost_microusd = leg.told.cost_microusd
             told.begun = told.begun or leg.told.begun
+            told.answerable = told.answerable or leg.told.answerable

@@ -7,7 +7,7 @@ from services.domain.errors import Fault, InvalidRequest, NotSupported, VersionN
 from services.domain.host import HostRecord
 from services.domain.model import ModelKey, TensorMeta, TensorSpec, schema_faults
 from services.domain.objects import Choose, Model, ModelVersion, Route, RouteTarget, Single
-from services.domain.strategies import Fallback, Pipeline, Shadow, Split, strategy_name
+from services.domain.strategies import Ensemble, Fallback, Pipeline, Shadow, Split, strategy_name
 
 NAMED = 10
 """Most names that an error lists."""
@@ -18,7 +18,7 @@ FITTING_KEPT = 512
 LONGEST_NAME = 63
 """More of a name that was not found is neither compared nor repeated."""
 
-CARRIED_OUT = (Single, Choose, Split)
+CARRIED_OUT = (Single, Choose, Split, Fallback)
 """Strategies that routers carry out."""
 
 
@@ -93,6 +93,21 @@ class Destination:
                 return any(callee.ready for callee in self.callees)
             case _:
                 return any(option.hosts for option in self.options)
+
+    @property
+    def expected_s(self) -> float:
+        """What an answer is registered to take, without waiting."""
+        times = [callee.expected_s for callee in self.callees]
+        match self.route.strategy:
+            case Pipeline():
+                return sum(times)
+            case Ensemble():
+                return max(times)
+            case _ if times:
+                return times[0]
+            case _:
+                options = [option for option in self.options if option.hosts] or self.options
+                return min((option.version.service_time_s for option in options), default=0.0)
 
     def executable(self) -> "Destination":
         """This, to be called.

@@ -52,6 +52,10 @@ class Feedback:
         if decision.stages.total_s is not None:
             self._observe(decision.route, decision.stages.total_s)
 
+    def degraded(self, decision: Decision) -> None:
+        """The call was answered, though not as its route would rather have it."""
+        instruments.ROUTER_DEGRADED.labels(decision.route).inc()
+
     def cancelled(self, decision: Decision | None) -> None:
         """The caller went away, or its deadline passed."""
         self._count(decision, "CANCELLED")

@@ -36,7 +36,7 @@ from services.router.planning import NO_HOST_RETRY_S, Fleet, Plan, Planner
 from services.router.ports import Catalog, Counts, Feedback
 from services.router.snapshot import Snapshot
 from services.router.strategies.carrying_out import Strategies
-from services.router.strategies.course import Course, Tally, draw_key
+from services.router.strategies.course import Composes, Course, Tally, draw_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,7 @@ class Pipeline:
         fleet: Fleet,
         limits: Limits,
         counts: Counts,
+        composes: Composes,
     ) -> None:
         """Route by `catalog`, over `hosts`."""
         self._catalog = catalog
@@ -84,6 +85,7 @@ class Pipeline:
         self._attempting = Attempting(hosts=hosts, feedback=feedback, clock=clock, reserve_s=limits.reserve_s)
         self._budgets: dict[str, retrying.RetryBudget] = {}
         self._counts = counts
+        self._composes = composes
         self._strategies = Strategies()
 
     async def route(self, call: InferCall, *, remaining_s: float | None) -> Answer:
@@ -113,6 +115,8 @@ class Pipeline:
             if destination.choice is None:
                 course = self._course(destination, deadline)
                 payload = await self._strategies.carry_out(course, call, destination, decision)
+                if decision.telling.degraded_reason:
+                    self._feedback.degraded(decision)
             else:
                 most = destination.route.max_attempts
                 payload = await self.run_one(call, destination, decision, deadline, most=most, start_s=start_s)
@@ -341,6 +345,7 @@ class Pipeline:
         return Course(
             legs=self,
             strategies=self._strategies,
+            composes=self._composes,
             clock=self._clock,
             rng=self._rng,
             deadline=deadline,

@@ -27,6 +27,10 @@ class Feedback(AttemptFeedback, Protocol):
         """The call was answered."""
         ...
 
+    def degraded(self, decision: Decision) -> None:
+        """The call was answered, though not as its route would rather have it."""
+        ...
+
     def cancelled(self, decision: Decision | None) -> None:
         """The caller went away, or its deadline passed."""
         ...

@@ -2,10 +2,10 @@
 
 from services.domain.errors import NotSupported
 from services.domain.request import InferCall
-from services.domain.strategies import Split
+from services.domain.strategies import Fallback, Split
 from services.router.decision import Decision
 from services.router.destination import Destination
-from services.router.strategies import split
+from services.router.strategies import fallback, split
 from services.router.strategies.course import Course
 
 
@@ -30,6 +30,8 @@ class Strategies:
         match destination.route.strategy:
             case Split() as strategy:
                 return await split.carry_out(course, call, destination, strategy, decision)
+            case Fallback() as strategy:
+                return await fallback.carry_out(course, call, destination, strategy, decision)
             case _:
                 raise NotSupported(f"strategy '{destination.strategy}' is not carried out")
 
@@ -38,5 +40,7 @@ class Strategies:
         match destination.route.strategy:
             case Split() as strategy:
                 split.plan(course, call, destination, strategy, decision)
+            case Fallback() as strategy:
+                fallback.plan(course, call, destination, strategy, decision)
             case _:
                 raise NotSupported(f"strategy '{destination.strategy}' is not carried out")

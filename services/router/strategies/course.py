@@ -1,13 +1,19 @@
 """What holds for a call on its whole way over those that its route names: deadline, attempts, and whom to ask."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from services.domain.clock import Clock
 from services.domain.deadline import Deadline
+from services.domain.errors import YardError
+from services.domain.model import TensorSpec
 from services.domain.request import InferCall
 from services.domain.rng import KeyedRng
-from services.router.decision import Decision
+from services.domain.strategies import StaticTensor
+from services.domain.tensor import RawTensor
+from services.policy.sharing import share_s
+from services.router.decision import Decision, StepView
 from services.router.destination import Destination
 
 
@@ -26,6 +32,32 @@ class Legs(Protocol):
 
     def plan_one(self, call: InferCall, destination: Destination, decision: Decision, remaining_s: float) -> None:
         """Decide and ask nobody; without a version in `decision` nothing can be chosen, and its reason says why."""
+        ...
+
+
+class Composes(Protocol):
+    """Who takes messages apart and makes them."""
+
+    def inputs(self, call: InferCall) -> dict[str, RawTensor]:
+        """The tensors that a caller sent, by name."""
+        ...
+
+    def outputs(self, payload: object) -> dict[str, RawTensor]:
+        """The tensors of an answer, by name; raises ModelFailed if it is none."""
+        ...
+
+    def asking(self, call: InferCall, tensors: Mapping[str, RawTensor] | None = None) -> InferCall:
+        """`call` to be answered in one message; with other `tensors`, if there are any."""
+        ...
+
+    def answer(self, call: InferCall, name: str, outputs: Mapping[str, RawTensor]) -> object:
+        """What a caller gets that is answered with `outputs`; `name` stands for the model."""
+        ...
+
+    def static_answer(
+        self, call: InferCall, name: str, specs: tuple[TensorSpec, ...], known: Mapping[str, StaticTensor]
+    ) -> object:
+        """What a caller gets that is answered with what was known beforehand."""
         ...
 
 
@@ -56,6 +88,7 @@ class Course:
 
     legs: Legs
     strategies: CarriesOut
+    composes: Composes
     clock: Clock
     rng: KeyedRng
     deadline: Deadline
@@ -96,6 +129,30 @@ class Course:
             self.strategies.plan(self, call, destination, decision)
         else:
             self.legs.plan_one(call, destination, decision, self.deadline.remaining_s())
+
+    def cut(self, behind_s: float) -> Deadline:
+        """The deadline of the one that is asked now, if what is behind it is expected to take `behind_s`."""
+        now_s = self.clock.now_s()
+        return Deadline(now_s + share_s(self.deadline.at_s - now_s, behind_s), self.clock)
+
+    def note(
+        self, decision: Decision, name: str, leg: Decision, start_s: float, error: YardError | None = None
+    ) -> None:
+        """Enter into `decision` how one that was asked ended, and what it cost."""
+        told, took_s = decision.telling, self.clock.now_s() - start_s
+        decision.attempts += leg.attempts
+        if leg.told is not None:
+            told.steps += [replace(step, name=f"{name}/{step.name}") for step in leg.told.steps]
+        reason = leg.reason if error is None else error.message
+        told.steps.append(StepView(name, leg.version, leg.host, reason, took_s, error))
+        told.cost_microusd = (told.cost_microusd or 0) + (leg.cost_microusd if error is None else leg.spent_microusd)
+
+    def note_dry(self, decision: Decision, name: str, leg: Decision) -> None:
+        """Enter into `decision` how one would be asked."""
+        told = decision.telling
+        if leg.told is not None:
+            told.steps += [replace(step, name=f"{name}/{step.name}") for step in leg.told.steps]
+        told.steps.append(StepView(name, leg.version, leg.host, leg.reason))
 
 
 def draw_key(call: InferCall) -> str:

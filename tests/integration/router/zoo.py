@@ -6,7 +6,16 @@ from dataclasses import replace
 from modelyard.inference.v1 import inference_pb2 as pb
 from services.domain.model import TensorSpec
 from services.domain.objects import Backend, Choose, Metadata, Model, ModelVersion, Object, Route, RouteTarget, Single
-from services.domain.strategies import Pipeline, PipelineStep, RouteName, Split, SplitTarget, TensorSource
+from services.domain.strategies import (
+    Fallback,
+    Pipeline,
+    PipelineStep,
+    RouteName,
+    Split,
+    SplitTarget,
+    StaticTensor,
+    TensorSource,
+)
 from tests.support.services import Bench, eventually
 
 FLOAT = struct.Struct("<f")
@@ -69,6 +78,11 @@ ROUTES: tuple[Object, ...] = (
     Route(
         Metadata("canary"),
         Split((SplitTarget(RouteTarget("echo", "1.0.0"), 90.0), SplitTarget(RouteTarget("echo", "1.1.0"), 10.0))),
+    ),
+    Route(Metadata("always"), Fallback((RouteTarget("nowhere"), RouteName("quick")))),
+    Route(
+        Metadata("zeros"),
+        Fallback((RouteTarget("nowhere"),), {"y": StaticTensor((1, 4), FLOAT.pack(0.5) * 4)}),
     ),
     Route(
         Metadata("graph"),

@@ -18,6 +18,7 @@ from services.domain.model import ModelKey
 from services.domain.rng import KeyedRng
 from services.domain.service_class import ServiceClass
 from services.router.attempting import HostAnswer
+from services.router.composing import Composer
 from services.router.frames import Payload
 from services.router.many import CALL_BYTES, MOST_OPEN, WAITING_BYTES, Context, Many
 from services.router.pipeline import Limits, Pipeline
@@ -105,6 +106,7 @@ class Running:
             fleet=Fleet(routers=1, zone="", zone_way_s=0.0),
             limits=Limits(most_in_flight=4 * MOST_OPEN, reserve_s=0.0, retry_share=1.0),
             counts=LocalCounts(),
+            composes=Composer(),
         )
         telemetry = Telemetry(service="test", instance="test-0", otlp_endpoint="", sample_ratio=0.0)
         self.many = Many(calls=Calls(pipeline=pipeline, ids=request_ids()), telemetry=telemetry, encode=encoded)

@@ -11,6 +11,7 @@ from services.domain.model import TensorMeta
 from services.domain.objects import Choose, Metadata, ModelVersion, Object, Route, RouteTarget, Single
 from services.domain.request import InferCall, RouteOptions
 from services.domain.rng import KeyedRng
+from services.router.composing import Composer
 from services.router.decision import Attempt, Decision
 from services.router.pipeline import Limits, Pipeline
 from services.router.planning import Fleet
@@ -79,6 +80,7 @@ class Notes:
     answered_by: list[Decision] = field(default_factory=list)
     failures: list[YardError] = field(default_factory=list)
     cancellations: int = 0
+    degradations: list[str] = field(default_factory=list)
 
     def chosen(self, decision: Decision, duration_s: float) -> None:
         """Keep nothing."""
@@ -90,6 +92,11 @@ class Notes:
     def answered(self, decision: Decision) -> None:
         """Keep it."""
         self.answered_by.append(decision)
+
+    def degraded(self, decision: Decision) -> None:
+        """Keep its reason."""
+        assert decision.told is not None
+        self.degradations.append(decision.told.degraded_reason)
 
     def cancelled(self, decision: Decision | None) -> None:
         """Count it."""
@@ -125,6 +132,7 @@ class World:
             fleet=Fleet(routers=1, zone=zone, zone_way_s=0.002),
             limits=Limits(most_in_flight=most_in_flight, reserve_s=0.005, retry_share=1.0),
             counts=LocalCounts(),
+            composes=Composer(),
         )
 
     async def decide(self, call: InferCall, *, remaining_s: float | None = None) -> Decision:

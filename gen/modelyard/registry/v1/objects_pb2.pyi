@@ -1318,7 +1318,10 @@ Global___Shadow: _TypeAlias = Shadow  # noqa: Y015
 
 @_typing.final
 class Fallback(_message.Message):
-    """Strategy `fallback`: the next one is asked where the one before has no host, is overloaded or fails."""
+    """Strategy `fallback`: the next one is asked where the one before has no host, is overloaded or fails after its retries.
+    What is wrong with the request itself ends the call. Nobody is asked after a part of an answer has gone out, nor after
+    one that may have run a call that is not idempotent.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
