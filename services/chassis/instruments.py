@@ -176,6 +176,19 @@ ROUTER_DEGRADED = Counter(
     ["route"],
     registry=REGISTRY,
 )
+ROUTER_COPIES = Counter(
+    "modelyard_router_shadow_copies_total",
+    "Copies of calls for a shadow: how its answer compares, that it failed, or the bound that kept it from being made.",
+    ["route", "outcome"],
+    registry=REGISTRY,
+)
+ROUTER_COPY_DIFFERENCE = Histogram(
+    "modelyard_router_shadow_difference",
+    "Largest absolute difference between a number of an answer and that of the shadow's; 0 where they are equal.",
+    ["route"],
+    buckets=(0.0, 1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0, 100.0),
+    registry=REGISTRY,
+)
 ROUTER_SNAPSHOT_REVISION = Gauge(
     "modelyard_router_snapshot_revision", "Registry revision the router routes by.", registry=REGISTRY
 )

@@ -91,6 +91,7 @@ async def start(config: Config, process: Process) -> None:
         counts=_counts(config),
         composes=Composer(),
     )
+    process.on_stop("copies for shadows", pipeline.close)
     calls = Calls(pipeline=pipeline, ids=request_ids())
     many = Many(calls=calls, telemetry=telemetry, encode=encoded)
     server.add(

@@ -91,6 +91,14 @@ class Composer:
         inputs = tuple(tensor.meta(name) for name, tensor in tensors.items())
         return call._replace(inputs=inputs, payload=Payload(b"".join((head.SerializeToString(), *parts))))
 
+    def in_pieces(self, call: InferCall) -> bool:
+        """Whether it is to be answered in pieces."""
+        return isinstance(call.payload, Streamed)
+
+    def size(self, call: InferCall) -> int:
+        """Bytes of its message."""
+        return len(_plain(call.payload).raw)
+
     def answer(self, call: InferCall, name: str, outputs: Mapping[str, RawTensor]) -> object:
         """What the caller gets: the outputs that it wants, in the form it asked in; `name` stands for the model."""
         wanted = [output.name for output in _head(_plain(call.payload).raw).outputs]

@@ -58,6 +58,20 @@ class StepView:
     """It was not waited for."""
 
 
+class CopyEnded(NamedTuple):
+    """What became of the copy of a call for a shadow."""
+
+    route: str
+    request_id: str
+    outcome: str
+    """`equal`, `different`, `other_shape`; `failed`; or which bound kept it from being made: `over_in_flight`,
+    `over_bytes`, `over_budget`."""
+    largest: float | None = None
+    """Largest absolute difference of two numbers, if they could be subtracted."""
+    why: str = ""
+    """The output that differs, or the error."""
+
+
 @dataclass(slots=True)
 class Told:
     """What the strategy of a route that leads over others has to say."""

@@ -3,10 +3,10 @@
 from services.chassis import instruments
 from services.chassis.errors import status_of
 from services.chassis.hot_metrics import CounterChild, HistogramChild
-from services.chassis.telemetry import Telemetry, current
+from services.chassis.telemetry import Telemetry, current, logger
 from services.domain.clock import Clock
 from services.domain.errors import YardError
-from services.router.decision import Attempt, Decision
+from services.router.decision import Attempt, CopyEnded, Decision
 from services.router.decision_wire import attempt_status
 
 UNKNOWN = "(unknown)"
@@ -64,6 +64,23 @@ class Feedback:
         """The call failed."""
         self._count(decision, status_of(error).name)
         self._observe(UNKNOWN if decision is None else decision.route, duration_s)
+
+    def copied(self, copy: CopyEnded) -> None:
+        """A copy ended, or was not made. Where answers differ, a line says so: it is what a shadow is for."""
+        instruments.ROUTER_COPIES.labels(copy.route, copy.outcome).inc()
+        if copy.largest is not None:
+            instruments.ROUTER_COPY_DIFFERENCE.labels(copy.route).observe(copy.largest)
+        if copy.outcome in ("different", "other_shape"):
+            logger().info(
+                "a shadow answered otherwise",
+                route=copy.route,
+                request_id=copy.request_id,
+                outcome=copy.outcome,
+                output=copy.why,
+                largest=copy.largest,
+            )
+        elif copy.outcome == "failed":
+            logger().debug("a shadow did not answer", route=copy.route, request_id=copy.request_id, why=copy.why)
 
     def _count(self, decision: Decision | None, outcome: str) -> None:
         if decision is None:

@@ -48,7 +48,7 @@ class Limits:
     reserve_s: float
     """Seconds of each deadline kept back to carry the answer home."""
     retry_share: float
-    """The part of each retry budget that this process may spend, in (0, 1]."""
+    """The part of each retry budget, and of each shadow's bounds, that this process may use, in (0, 1]."""
 
 
 class Answer(NamedTuple):
@@ -86,7 +86,7 @@ class Pipeline:
         self._budgets: dict[str, retrying.RetryBudget] = {}
         self._counts = counts
         self._composes = composes
-        self._strategies = Strategies()
+        self._strategies = Strategies(feedback, share=limits.retry_share)
 
     async def route(self, call: InferCall, *, remaining_s: float | None) -> Answer:
         """Run one call.
@@ -115,7 +115,7 @@ class Pipeline:
             if destination.choice is None:
                 course = self._course(destination, deadline)
                 payload = await self._strategies.carry_out(course, call, destination, decision)
-                if decision.telling.degraded_reason:
+                if decision.told is not None and decision.told.degraded_reason:
                     self._feedback.degraded(decision)
             else:
                 most = destination.route.max_attempts
@@ -131,6 +131,10 @@ class Pipeline:
             raise
         finally:
             self._counts.leave()
+
+    async def close(self) -> None:
+        """End what goes on after answers."""
+        await self._strategies.close()
 
     def explain(self, call: InferCall, *, remaining_s: float | None) -> Decision:
         """Decide one call and run nothing. A call without any inputs asks what its name alone leads to.

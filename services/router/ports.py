@@ -6,6 +6,7 @@ from services.domain.errors import YardError
 from services.router.attempting import AttemptFeedback
 from services.router.decision import Decision
 from services.router.snapshot import Snapshot
+from services.router.strategies.shadow import CopyFeedback
 
 
 class Catalog(Protocol):
@@ -16,7 +17,7 @@ class Catalog(Protocol):
         ...
 
 
-class Feedback(AttemptFeedback, Protocol):
+class Feedback(AttemptFeedback, CopyFeedback, Protocol):
     """Who is told how calls go."""
 
     def chosen(self, decision: Decision, duration_s: float) -> None:

@@ -1,5 +1,6 @@
 """Hosts in memory, behind the router's port: each answers as a test says."""
 
+import asyncio
 from collections.abc import Callable
 
 from services.domain.clock import ManualClock
@@ -22,6 +23,11 @@ class FakeHosts:
         self.behaviour: dict[str, Behaviour] = {}
         self.begun: set[str] = set()
         """Hosts that fail only after a part of the answer has gone out."""
+        self.answers: dict[str, Callable[[object], object]] = {}
+        """By model: what it makes of a request; others give it back."""
+        self.held: dict[str, asyncio.Event] = {}
+        """By model: when it answers."""
+        self.classes: list[ServiceClass] = []
         self.took_s = took_s
         self._clock = clock
         self._sequence = 0
@@ -40,6 +46,9 @@ class FakeHosts:
         """Answer or fail."""
         self.calls.append((host.host_id, key))
         self.timeouts_s.append(timeout_s)
+        self.classes.append(service_class)
+        if key.model in self.held:
+            await self.held[key.model].wait()
         error = self.behaviour.get(host.host_id, lambda: None)()
         self._clock.advance(self.took_s if error is None else 0.001)
         if error is not None:
@@ -47,7 +56,7 @@ class FakeHosts:
         self._sequence += 1
         load = ModelLoad(key, 0, 0, 1, self.took_s - 0.002, 0.0)
         return HostAnswer(
-            payload=payload,
+            payload=self.answers[key.model](payload) if key.model in self.answers else payload,
             queue_s=0.0,
             compute_s=self.took_s - 0.002,
             batch_size=1,

@@ -46,6 +46,8 @@ class ServiceProcess:
         self.address = f"127.0.0.1:{port}"
         self.log = log
         self._command = [sys.executable, "-m", f"services.{name}", "--address", self.address, *arguments]
+        self.metrics_port = 0
+        """Where its metrics are to be served; 0: nowhere."""
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -59,7 +61,7 @@ class ServiceProcess:
         environ = dict(os.environ, PYTHONPATH=f"{ROOT}{os.pathsep}{ROOT / 'gen'}")
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*self._command, "--metrics-port", "0"],
+                [*self._command, "--metrics-port", str(self.metrics_port)],
                 cwd=ROOT,
                 env=environ,
                 stdin=subprocess.DEVNULL,
@@ -180,7 +182,7 @@ class Bench:
 @asynccontextmanager
 async def bench(directory: Path, *, hosts: int, router_arguments: tuple[str, ...] = ()) -> AsyncIterator[Bench]:
     """A bench with hosts host-0, host-1, ... and nothing applied."""
-    registry_port, router_port = free_ports(2)
+    registry_port, router_port, metrics_port = free_ports(3)
     etcd = EtcdProcess(directory / "etcd")
     registry = ServiceProcess("registry", registry_port, directory / "registry.log", "--etcd", etcd.endpoint)
     router = ServiceProcess(
@@ -189,6 +191,7 @@ async def bench(directory: Path, *, hosts: int, router_arguments: tuple[str, ...
         directory / "router.log",
         *("--registry", registry.address, "--snapshot", str(directory / "router.binpb"), *router_arguments),
     )
+    router.metrics_port = metrics_port
     made = Bench(directory, etcd, registry, router)
     try:
         etcd.start()

@@ -2,15 +2,24 @@
 
 from services.domain.errors import NotSupported
 from services.domain.request import InferCall
-from services.domain.strategies import Fallback, Split
+from services.domain.strategies import Fallback, Shadow, Split
 from services.router.decision import Decision
 from services.router.destination import Destination
 from services.router.strategies import fallback, split
 from services.router.strategies.course import Course
+from services.router.strategies.shadow import Copies, CopyFeedback
 
 
 class Strategies:
     """Every strategy that leads over others."""
+
+    def __init__(self, feedback: CopyFeedback, *, share: float) -> None:
+        """Tell `feedback` of copies; `share` is the part of their bounds that this process may use, in (0, 1]."""
+        self._copies = Copies(feedback, share=share)
+
+    async def close(self) -> None:
+        """End what goes on after answers."""
+        await self._copies.close()
 
     async def carry_out(self, course: Course, call: InferCall, destination: Destination, decision: Decision) -> object:
         """Answer a call as its route says.
@@ -32,6 +41,8 @@ class Strategies:
                 return await split.carry_out(course, call, destination, strategy, decision)
             case Fallback() as strategy:
                 return await fallback.carry_out(course, call, destination, strategy, decision)
+            case Shadow() as strategy:
+                return await self._copies.carry_out(course, call, destination, strategy, decision)
             case _:
                 raise NotSupported(f"strategy '{destination.strategy}' is not carried out")
 
@@ -42,5 +53,7 @@ class Strategies:
                 split.plan(course, call, destination, strategy, decision)
             case Fallback() as strategy:
                 fallback.plan(course, call, destination, strategy, decision)
+            case Shadow() as strategy:
+                self._copies.plan(course, call, destination, strategy, decision)
             case _:
                 raise NotSupported(f"strategy '{destination.strategy}' is not carried out")

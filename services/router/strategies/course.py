@@ -50,6 +50,14 @@ class Composes(Protocol):
         """`call` to be answered in one message; with other `tensors`, if there are any."""
         ...
 
+    def in_pieces(self, call: InferCall) -> bool:
+        """Whether it is to be answered in pieces."""
+        ...
+
+    def size(self, call: InferCall) -> int:
+        """Bytes of its message."""
+        ...
+
     def answer(self, call: InferCall, name: str, outputs: Mapping[str, RawTensor]) -> object:
         """What a caller gets that is answered with `outputs`; `name` stands for the model."""
         ...

@@ -1,15 +1,38 @@
 """Routes that lead over others: a real router, a real registry, real hosts."""
 
+import asyncio
+import urllib.request
 from collections import Counter
 from collections.abc import Callable
 
 import grpc
 import grpc.aio
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from modelyard.inference.v1 import inference_pb2 as pb
 from tests.integration.router.test_inference import V2_INFER, stub
 from tests.integration.router.zoo import FLOAT, raw, typed
+from tests.support.services import Bench, eventually
+
+
+async def metrics(yard: Bench) -> str:
+    """What the router counts."""
+
+    def read() -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{yard.router.metrics_port}/metrics", timeout=10) as answer:
+            return str(answer.read().decode())
+
+    return await asyncio.to_thread(read)
+
+
+def counter(text: str, name: str, **labels: str) -> float:
+    """One number of it; 0 if it is not there."""
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == f"modelyard_router_{name}" and sample.labels == labels:
+                return float(sample.value)
+    return 0.0
 
 
 async def test_a_split_keeps_sessions_together_and_its_shares(channel: grpc.aio.Channel) -> None:
@@ -98,3 +121,33 @@ async def test_explain_says_the_order_of_a_fallback(channel: grpc.aio.Channel) -
     ]
     assert dry.model == "echo"
     assert not dry.attempts
+
+
+async def test_a_shadow_gets_copies_that_are_compared_and_counted(yard: Bench, channel: grpc.aio.Channel) -> None:
+    for _ in range(5):
+        answer = await stub(channel).Infer(raw("shadowed"), timeout=10.0)
+        assert (answer.model_name, answer.decision.strategy) == ("echo", "shadow")
+
+    async def counted() -> bool:
+        return counter(await metrics(yard), "shadow_copies_total", route="shadowed", outcome="equal") == 5.0
+
+    await eventually(counted, "copies that were compared")
+    assert counter(await metrics(yard), "shadow_difference_count", route="shadowed") == 5.0
+
+
+async def test_a_slow_shadow_delays_nobody_and_has_no_more_copies_than_its_bound(
+    yard: Bench, channel: grpc.aio.Channel
+) -> None:
+    answers = await asyncio.gather(*(stub(channel).Infer(raw("shaded"), timeout=10.0) for _ in range(20)))
+
+    # The shadow takes 200 ms for each copy: had anybody waited for one, that would show.
+    assert min(answer.decision.stages.total.ToTimedelta().total_seconds() for answer in answers) < 0.2
+    assert all(answer.model_name == "echo" for answer in answers)
+
+    async def counted() -> bool:
+        found = await metrics(yard)
+        made = counter(found, "shadow_copies_total", route="shaded", outcome="equal")
+        return made + counter(found, "shadow_copies_total", route="shaded", outcome="over_in_flight") == 20.0
+
+    await eventually(counted, "copies made and not made")
+    assert counter(await metrics(yard), "shadow_copies_total", route="shaded", outcome="over_in_flight") >= 10.0

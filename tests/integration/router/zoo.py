@@ -11,6 +11,7 @@ from services.domain.strategies import (
     Pipeline,
     PipelineStep,
     RouteName,
+    Shadow,
     Split,
     SplitTarget,
     StaticTensor,
@@ -84,6 +85,8 @@ ROUTES: tuple[Object, ...] = (
         Metadata("zeros"),
         Fallback((RouteTarget("nowhere"),), {"y": StaticTensor((1, 4), FLOAT.pack(0.5) * 4)}),
     ),
+    Route(Metadata("shadowed"), Shadow(RouteTarget("echo"), RouteTarget("small"))),
+    Route(Metadata("shaded"), Shadow(RouteTarget("echo"), RouteTarget("held"), max_in_flight=2)),
     Route(
         Metadata("graph"),
         Pipeline((PipelineStep("one", RouteName("quick"), {"x": TensorSource("x")}),), {"y": TensorSource("y", "one")}),

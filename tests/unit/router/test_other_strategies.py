@@ -23,7 +23,6 @@ from services.domain.strategies import (
     Pipeline,
     PipelineStep,
     RouteTarget,
-    Shadow,
     Strategy,
     TensorSource,
     strategy_name,
@@ -37,7 +36,6 @@ from tests.unit.router.yards import World, a_call, a_single, a_snapshot, digits
 
 TARGET, OTHER = RouteTarget("digits"), RouteTarget("digits", "1.0.0")
 STRATEGIES: tuple[Strategy, ...] = (
-    Shadow(TARGET, OTHER),
     Cascade((CascadeStep(OTHER, Escalation("y", 0.5)), CascadeStep(TARGET))),
     Ensemble((EnsembleMember(TARGET), EnsembleMember(OTHER)), Combine.MEAN, 1),
     Pipeline((PipelineStep("one", TARGET, {"x": TensorSource("x")}),), {"y": TensorSource("y", "one")}),

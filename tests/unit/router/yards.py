@@ -12,7 +12,7 @@ from services.domain.objects import Choose, Metadata, ModelVersion, Object, Rout
 from services.domain.request import InferCall, RouteOptions
 from services.domain.rng import KeyedRng
 from services.router.composing import Composer
-from services.router.decision import Attempt, Decision
+from services.router.decision import Attempt, CopyEnded, Decision
 from services.router.pipeline import Limits, Pipeline
 from services.router.planning import Fleet
 from services.router.snapshot import Objects, Snapshot
@@ -81,6 +81,7 @@ class Notes:
     failures: list[YardError] = field(default_factory=list)
     cancellations: int = 0
     degradations: list[str] = field(default_factory=list)
+    copies: list[CopyEnded] = field(default_factory=list)
 
     def chosen(self, decision: Decision, duration_s: float) -> None:
         """Keep nothing."""
@@ -92,6 +93,10 @@ class Notes:
     def answered(self, decision: Decision) -> None:
         """Keep it."""
         self.answered_by.append(decision)
+
+    def copied(self, copy: CopyEnded) -> None:
+        """Keep it."""
+        self.copies.append(copy)
 
     def degraded(self, decision: Decision) -> None:
         """Keep its reason."""

@@ -1271,7 +1271,8 @@ Global___SplitTarget: _TypeAlias = SplitTarget  # noqa: Y015
 @_typing.final
 class Shadow(_message.Message):
     """Strategy `shadow`: the primary answers; after that some calls are copied to the shadow, whose answers are only
-    compared. A shadow never delays or fails a caller.
+    compared. A shadow never delays or fails a caller. Calls that are not idempotent or are answered in pieces are not
+    copied. Bounds hold for each router; its workers share them.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
