@@ -1,5 +1,7 @@
-"""Elements of tensors as numbers."""
+"""Elements of tensors as numbers, and as texts."""
 
+import struct
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,6 +25,8 @@ DTYPES = {
     "FP64": "<f8",
 }
 """All but BF16, which numpy has not, and BYTES, which are none."""
+
+_LENGTH = struct.Struct("<I")
 
 
 def numbers_of(tensor: RawTensor) -> Numbers:
@@ -50,3 +54,27 @@ def raw_of(numbers: Numbers, datatype: str) -> bytes:
         kept = np.where(np.isnan(numbers), (bits >> 16) | 0x40, rounded)
         return kept.astype("<u2").tobytes()
     return numbers.astype(DTYPES[datatype]).tobytes()
+
+
+def texts(raw: bytes | memoryview) -> list[bytes]:
+    """Elements of a BYTES tensor.
+
+    Raises:
+        ValueError: They are cut off.
+    """
+    found, at = [], 0
+    while at < len(raw):
+        if at + _LENGTH.size > len(raw):
+            raise ValueError("a length is cut off")
+        (length,) = _LENGTH.unpack_from(raw, at)
+        at += _LENGTH.size
+        if at + length > len(raw):
+            raise ValueError("a text is cut off")
+        found.append(bytes(raw[at : at + length]))
+        at += length
+    return found
+
+
+def raw_texts(values: Iterable[bytes]) -> bytes:
+    """Texts as elements of a BYTES tensor."""
+    return b"".join(part for value in values for part in (_LENGTH.pack(len(value)), value))

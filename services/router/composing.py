@@ -4,7 +4,7 @@ Raw elements are cut where they lie and framed anew, never decoded. Typed ones, 
 are turned into raw ones when they come in, and back when they go out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from google.protobuf.message import DecodeError
 
@@ -76,12 +76,23 @@ class Composer:
             for tensor, piece in zip(message.outputs, pieces, strict=True)
         }
 
-    def asking(self, call: InferCall, tensors: Mapping[str, RawTensor] | None = None) -> InferCall:
-        """`call` to be answered in one message; with other `tensors`, if there are any."""
+    def asking(
+        self, call: InferCall, tensors: Mapping[str, RawTensor] | None = None, *, wanted: Sequence[str] = ()
+    ) -> InferCall:
+        """`call` to be answered in one message.
+
+        Args:
+            call: The caller's.
+            tensors: Other inputs in place of its own, all of whose outputs are wanted if none is named.
+            wanted: Outputs that are needed; of its own inputs, beside those that the caller wants.
+        """
         payload = _plain(call.payload)
         if tensors is None:
-            return call._replace(payload=payload)
-        head = pb.InferRequest(id=call.request_id)
+            # Of a repeated field that is there twice, all entries count.
+            raw = payload.raw + _asked_for(_missing(payload.raw, wanted)).SerializeToString() if wanted else payload.raw
+            return call._replace(payload=payload._replace(raw=raw))
+        head = _asked_for(wanted)
+        head.id = call.request_id
         for name, parameter in _head(payload.raw).parameters.items():
             head.parameters[name].CopyFrom(parameter)
         parts: list[Buffer] = []
@@ -90,6 +101,15 @@ class Composer:
             parts += length_delimited(_RAW_INPUT_TAG, (tensor.raw,), len(tensor.raw))
         inputs = tuple(tensor.meta(name) for name, tensor in tensors.items())
         return call._replace(inputs=inputs, payload=Payload(b"".join((head.SerializeToString(), *parts))))
+
+    def answered(self, call: InferCall, name: str, payload: object, *, wanted: Sequence[str] = ()) -> object:
+        """What a caller gets that is answered with the message of one that was asked for outputs `wanted` too."""
+        if _missing(_plain(call.payload).raw, wanted):
+            return self.answer(call, name, self.outputs(payload))
+        if isinstance(call.payload, Streamed):
+            assert isinstance(payload, bytes | memoryview)
+            return Finished(payload, pb.StreamTotals())
+        return payload
 
     def in_pieces(self, call: InferCall) -> bool:
         """Whether it is to be answered in pieces."""
@@ -136,6 +156,18 @@ def _head(raw: bytes) -> pb.InferRequest:
     """A request, possibly without its tensors."""
     layout = layout_of(raw)
     return pb.InferRequest.FromString(raw) if layout is None else layout.message
+
+
+def _asked_for(outputs: Sequence[str]) -> pb.InferRequest:
+    return pb.InferRequest(outputs=[pb.InferRequest.InferRequestedOutputTensor(name=name) for name in outputs])
+
+
+def _missing(raw: bytes, wanted: Sequence[str]) -> list[str]:
+    """Outputs that are wanted beside those that a request asks for; none if it asks for all."""
+    if not wanted:
+        return []
+    asked = [output.name for output in _head(raw).outputs]
+    return [name for name in wanted if name not in asked] if asked else []
 
 
 def _is_raw(call: InferCall, outputs: Mapping[str, RawTensor]) -> bool:

@@ -18,7 +18,7 @@ FITTING_KEPT = 512
 LONGEST_NAME = 63
 """More of a name that was not found is neither compared nor repeated."""
 
-CARRIED_OUT = (Single, Choose, Split, Fallback, Shadow)
+CARRIED_OUT = (Single, Choose, Split, Fallback, Shadow, Pipeline)
 """Strategies that routers carry out."""
 
 

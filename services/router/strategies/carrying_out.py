@@ -2,10 +2,10 @@
 
 from services.domain.errors import NotSupported
 from services.domain.request import InferCall
-from services.domain.strategies import Fallback, Shadow, Split
+from services.domain.strategies import Fallback, Pipeline, Shadow, Split
 from services.router.decision import Decision
 from services.router.destination import Destination
-from services.router.strategies import fallback, split
+from services.router.strategies import fallback, graph, split
 from services.router.strategies.course import Course
 from services.router.strategies.shadow import Copies, CopyFeedback
 
@@ -43,6 +43,8 @@ class Strategies:
                 return await fallback.carry_out(course, call, destination, strategy, decision)
             case Shadow() as strategy:
                 return await self._copies.carry_out(course, call, destination, strategy, decision)
+            case Pipeline() as strategy:
+                return await graph.carry_out(course, call, destination, strategy, decision)
             case _:
                 raise NotSupported(f"strategy '{destination.strategy}' is not carried out")
 
@@ -55,5 +57,7 @@ class Strategies:
                 fallback.plan(course, call, destination, strategy, decision)
             case Shadow() as strategy:
                 self._copies.plan(course, call, destination, strategy, decision)
+            case Pipeline() as strategy:
+                graph.plan(course, call, destination, strategy, decision)
             case _:
                 raise NotSupported(f"strategy '{destination.strategy}' is not carried out")

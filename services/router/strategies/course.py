@@ -1,6 +1,6 @@
 """What holds for a call on its whole way over those that its route names: deadline, attempts, and whom to ask."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -46,8 +46,20 @@ class Composes(Protocol):
         """The tensors of an answer, by name; raises ModelFailed if it is none."""
         ...
 
-    def asking(self, call: InferCall, tensors: Mapping[str, RawTensor] | None = None) -> InferCall:
-        """`call` to be answered in one message; with other `tensors`, if there are any."""
+    def asking(
+        self, call: InferCall, tensors: Mapping[str, RawTensor] | None = None, *, wanted: Sequence[str] = ()
+    ) -> InferCall:
+        """`call` to be answered in one message.
+
+        Args:
+            call: The caller's.
+            tensors: Other inputs in place of its own, all of whose outputs are wanted if none is named.
+            wanted: Outputs that are needed; of its own inputs, beside those that the caller wants.
+        """
+        ...
+
+    def answered(self, call: InferCall, name: str, payload: object, *, wanted: Sequence[str] = ()) -> object:
+        """What a caller gets that is answered with the message of one that was asked for outputs `wanted` too."""
         ...
 
     def in_pieces(self, call: InferCall) -> bool:

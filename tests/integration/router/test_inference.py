@@ -264,7 +264,7 @@ async def test_wishes_that_nothing_meets_are_a_failed_precondition(channel: grpc
     assert details(error)[0].reason == "NO_CANDIDATE"
 
 
-@pytest.mark.parametrize(("name", "strategy"), [("graph", "pipeline")])
+@pytest.mark.parametrize(("name", "strategy"), [("council", "ensemble")])
 async def test_a_strategy_that_routers_do_not_carry_out_is_unimplemented_everywhere(
     channel: grpc.aio.Channel, name: str, strategy: str
 ) -> None:

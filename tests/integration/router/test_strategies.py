@@ -11,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from modelyard.inference.v1 import inference_pb2 as pb
+from modelyard.openinference.v2 import grpc_service_pb2 as v2
 from tests.integration.router.test_inference import V2_INFER, stub
 from tests.integration.router.zoo import FLOAT, raw, typed
 from tests.support.services import Bench, eventually
@@ -151,3 +152,41 @@ async def test_a_slow_shadow_delays_nobody_and_has_no_more_copies_than_its_bound
 
     await eventually(counted, "copies made and not made")
     assert counter(await metrics(yard), "shadow_copies_total", route="shaded", outcome="over_in_flight") >= 10.0
+
+
+@pytest.mark.parametrize("form", [typed, raw])
+async def test_a_pipeline_hands_tensors_from_host_to_host(
+    channel: grpc.aio.Channel, form: Callable[[str], pb.InferRequest]
+) -> None:
+    answer = await stub(channel).Infer(form("graph"), timeout=10.0)
+
+    assert [output.name for output in answer.outputs] == ["y", "z"]
+    if form is typed:
+        assert [list(output.contents.fp32_contents) for output in answer.outputs] == [[0.0, 1.0, 2.0, 3.0]] * 2
+    else:
+        assert list(answer.raw_output_contents) == list(raw().raw_input_contents) * 2
+    decision = answer.decision
+    assert (answer.model_name, answer.id, decision.strategy, decision.model) == ("graph", "mine", "pipeline", "")
+    assert {step.name: step.status for step in decision.steps} == {
+        "one": "OK",
+        "two": "OK",
+        "beside/nowhere": "UNAVAILABLE",
+        "beside/route quick": "OK",
+        "beside": "OK",
+    }
+    assert len(decision.attempts) == 3
+    assert decision.degraded_reason.startswith("beside: nowhere: no host is ready")
+
+
+async def test_the_v2_protocol_knows_what_a_pipeline_takes_and_gives(channel: grpc.aio.Channel) -> None:
+    service = "/inference.GRPCInferenceService"
+    ready: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"{service}/ModelReady")
+    metadata: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"{service}/ModelMetadata")
+
+    is_ready = await ready(v2.ModelReadyRequest(name="graph").SerializeToString(), timeout=10.0)
+    said = await metadata(v2.ModelMetadataRequest(name="graph").SerializeToString(), timeout=10.0)
+
+    assert v2.ModelReadyResponse.FromString(is_ready).ready
+    schema = v2.ModelMetadataResponse.FromString(said)
+    assert [tensor.name for tensor in schema.inputs] == ["x"]
+    assert [tensor.name for tensor in schema.outputs] == ["y", "z"]

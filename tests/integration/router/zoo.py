@@ -7,6 +7,9 @@ from modelyard.inference.v1 import inference_pb2 as pb
 from services.domain.model import TensorSpec
 from services.domain.objects import Backend, Choose, Metadata, Model, ModelVersion, Object, Route, RouteTarget, Single
 from services.domain.strategies import (
+    Combine,
+    Ensemble,
+    EnsembleMember,
     Fallback,
     Pipeline,
     PipelineStep,
@@ -89,9 +92,20 @@ ROUTES: tuple[Object, ...] = (
     Route(Metadata("shaded"), Shadow(RouteTarget("echo"), RouteTarget("held"), max_in_flight=2)),
     Route(
         Metadata("graph"),
-        Pipeline((PipelineStep("one", RouteName("quick"), {"x": TensorSource("x")}),), {"y": TensorSource("y", "one")}),
+        Pipeline(
+            (
+                PipelineStep("one", RouteName("quick"), {"x": TensorSource("x")}),
+                PipelineStep("two", RouteName("canary"), {"x": TensorSource("y", "one")}),
+                PipelineStep("beside", RouteName("always"), {"x": TensorSource("x")}),
+            ),
+            {"y": TensorSource("y", "two"), "z": TensorSource("y", "beside")},
+        ),
         inputs=ECHO.inputs,
-        outputs=ECHO.outputs,
+        outputs=(*ECHO.outputs, replace(ECHO.outputs[0], name="z")),
+    ),
+    Route(
+        Metadata("council"),
+        Ensemble((EnsembleMember(RouteTarget("small")), EnsembleMember(RouteTarget("large"))), Combine.MEAN, 2),
     ),
 )
 

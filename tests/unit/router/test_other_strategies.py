@@ -20,11 +20,8 @@ from services.domain.strategies import (
     Ensemble,
     EnsembleMember,
     Escalation,
-    Pipeline,
-    PipelineStep,
     RouteTarget,
     Strategy,
-    TensorSource,
     strategy_name,
 )
 from services.router import snapshot_file, v2_wire
@@ -38,7 +35,6 @@ TARGET, OTHER = RouteTarget("digits"), RouteTarget("digits", "1.0.0")
 STRATEGIES: tuple[Strategy, ...] = (
     Cascade((CascadeStep(OTHER, Escalation("y", 0.5)), CascadeStep(TARGET))),
     Ensemble((EnsembleMember(TARGET), EnsembleMember(OTHER)), Combine.MEAN, 1),
-    Pipeline((PipelineStep("one", TARGET, {"x": TensorSource("x")}),), {"y": TensorSource("y", "one")}),
 )
 HOSTS = (a_host("h0", hosted("digits")),)
 

@@ -1567,7 +1567,9 @@ Global___EnsembleMember: _TypeAlias = EnsembleMember  # noqa: Y015
 
 @_typing.final
 class Pipeline(_message.Message):
-    """Strategy `pipeline`: a graph of steps, each begun when what it needs is there."""
+    """Strategy `pipeline`: a graph of steps, each begun when what it needs is there. The first step that fails ends the others,
+    and the call with its error.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
