@@ -3,11 +3,11 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
-from services.domain.errors import Fault, InvalidRequest, NotSupported, VersionNotFound
+from services.domain.errors import Fault, InvalidRequest, VersionNotFound
 from services.domain.host import HostRecord
 from services.domain.model import ModelKey, TensorMeta, TensorSpec, schema_faults
 from services.domain.objects import Choose, Model, ModelVersion, Route, RouteTarget, Single
-from services.domain.strategies import Ensemble, Fallback, Pipeline, Shadow, Split, strategy_name
+from services.domain.strategies import Ensemble, Fallback, Pipeline, Shadow, strategy_name
 
 NAMED = 10
 """Most names that an error lists."""
@@ -17,9 +17,6 @@ FITTING_KEPT = 512
 
 LONGEST_NAME = 63
 """More of a name that was not found is neither compared nor repeated."""
-
-CARRIED_OUT = (Single, Choose, Split, Fallback, Shadow, Pipeline)
-"""Strategies that routers carry out."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,6 +86,8 @@ class Destination:
                 return True
             case Shadow():
                 return self.callees[0].ready
+            case Ensemble(quorum=quorum):
+                return sum(callee.ready for callee in self.callees) >= quorum
             case _ if self.callees:
                 return any(callee.ready for callee in self.callees)
             case _:
@@ -109,21 +108,11 @@ class Destination:
                 options = [option for option in self.options if option.hosts] or self.options
                 return min((option.version.service_time_s for option in options), default=0.0)
 
-    def executable(self) -> "Destination":
-        """This, to be called.
-
-        Raises:
-            NotSupported: This router does not carry the route's strategy out.
-        """
-        if not isinstance(self.route.strategy, CARRIED_OUT):
-            raise NotSupported(
-                f"route '{self.name}' has the strategy '{self.strategy}', which this router does not carry out yet; "
-                "its models can be called by their own names",
-                metadata={"name": self.name, "strategy": self.strategy},
-            )
-        for callee in self.callees:
-            callee.executable()
-        return self
+    @property
+    def cost_microusd(self) -> int:
+        """What a call of its first option costs, one that is ready before one that is not."""
+        options = [option for option in self.options if option.hosts] or self.options
+        return options[0].version.cost_microusd if options else 0
 
     def pinned(self, version: str) -> "Destination":
         """The same, with options of `version` only.
@@ -131,9 +120,8 @@ class Destination:
         Raises:
             VersionNotFound: No option has it.
             InvalidRequest: The route's strategy leaves no choice of versions.
-            NotSupported: This router does not carry the route's strategy out.
         """
-        if self.executable().choice is None:
+        if self.choice is None:
             text = f"'{self.name}' is a route that says itself which versions answer: leave it out, or name a model"
             raise InvalidRequest.of([Fault("model_version", text)])
         options = tuple(option for option in self.options if option.version.version == version)

@@ -16,7 +16,6 @@ from services.domain.errors import (
     InvalidRequest,
     ModelNotFound,
     NoReadyHost,
-    NotSupported,
     Overloaded,
     VersionNotFound,
     YardError,
@@ -144,7 +143,7 @@ class Pipeline:
             says why.
 
         Raises:
-            YardError: The name, the version or the tensors are wrong, or the route's strategy is not carried out.
+            YardError: The name, the version or the tensors are wrong.
         """
         now_s = self._clock.now_s()
         snapshot, destination = self._find(call, now_s, runs=False)
@@ -188,7 +187,7 @@ class Pipeline:
         if faults:
             raise InvalidRequest.of(faults)
         snapshot = self._turn(now_s)
-        destination = snapshot.destination(call.name, call.version).executable()
+        destination = snapshot.destination(call.name, call.version)
         faults = destination.misfits(call.inputs) if runs or call.inputs else []
         if faults:
             raise InvalidRequest.of(faults)
@@ -328,12 +327,12 @@ class Pipeline:
         try:
             snapshot, target = self._turn(now_s), destination.target
             if target is None:
-                destination = snapshot.destination(call.name, call.version).executable()
+                destination = snapshot.destination(call.name, call.version)
                 if destination.choice is None:
                     return ModelNotFound(f"'{call.name}' does not choose any more: its strategy is another one")
             else:
                 destination = snapshot.target(target)
-        except (ModelNotFound, VersionNotFound, NotSupported) as error:
+        except (ModelNotFound, VersionNotFound) as error:
             return error  # it was taken away while the call was under way
         return self._planner.plan(
             call,

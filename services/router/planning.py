@@ -90,7 +90,7 @@ class Planner:
 
         Args:
             call: The call, which fits the schema of at least one option.
-            destination: What its name leads to, which is executable.
+            destination: What its name leads to, which has a choice.
             now_s: Monotonic seconds.
             remaining_s: Seconds until the deadline.
             draw: The chance of this attempt.

@@ -10,7 +10,7 @@ from modelyard.host.v1 import host_pb2
 from modelyard.openinference.v2 import grpc_service_pb2 as v2
 from services.chassis.encoding import Encoded
 from services.chassis.telemetry import logger
-from services.domain.errors import ModelNotFound, NoReadyHost, NotSupported, VersionNotFound, YardError
+from services.domain.errors import InvalidRequest, ModelNotFound, NoReadyHost, NotSupported, VersionNotFound, YardError
 from services.domain.host import HostRecord
 from services.domain.model import ModelKey
 from services.router import v2_wire
@@ -66,7 +66,7 @@ class GRPCInferenceServicer:
             return v2.ModelReadyResponse(ready=False)
         try:
             destination = self._destination(request.name, request.version)
-        except (ModelNotFound, VersionNotFound, NotSupported):
+        except (InvalidRequest, ModelNotFound, VersionNotFound):
             return v2.ModelReadyResponse(ready=False)
         return v2.ModelReadyResponse(ready=destination.ready)
 
@@ -176,7 +176,7 @@ class GRPCInferenceServicer:
         return snapshot
 
     def _destination(self, name: str, version: str) -> Destination:
-        return self._snapshot().destination(name, version).executable()
+        return self._snapshot().destination(name, version)
 
     async def _status(self, host: HostRecord, timeout_s: float) -> host_pb2.GetStatusResponse | None:
         try:

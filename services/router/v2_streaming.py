@@ -16,7 +16,7 @@ from modelyard.inference.v1 import inference_pb2
 from modelyard.openinference.v2 import grpc_service_pb2 as v2
 from services.chassis.encoding import Buffer, Encoded
 from services.chassis.telemetry import logger
-from services.domain.errors import ModelNotFound, VersionNotFound, YardError
+from services.domain.errors import InvalidRequest, ModelNotFound, VersionNotFound, YardError
 from services.router import decision_wire
 from services.router.frames import Received, streamed, with_decision
 from services.router.pipeline import Answer
@@ -83,7 +83,7 @@ class StreamInfer:
             return False
         try:
             destination = snapshot.destination(message.model_name, message.model_version)
-        except (ModelNotFound, VersionNotFound):
+        except (InvalidRequest, ModelNotFound, VersionNotFound):
             return False
         return destination.generates
 

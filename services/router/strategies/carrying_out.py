@@ -1,11 +1,10 @@
 """Which strategy's order of events a call goes by."""
 
-from services.domain.errors import NotSupported
 from services.domain.request import InferCall
-from services.domain.strategies import Fallback, Pipeline, Shadow, Split
+from services.domain.strategies import Cascade, Choose, Ensemble, Fallback, Pipeline, Shadow, Single, Split
 from services.router.decision import Decision
 from services.router.destination import Destination
-from services.router.strategies import fallback, graph, split
+from services.router.strategies import cascade, ensemble, fallback, graph, split
 from services.router.strategies.course import Course
 from services.router.strategies.shadow import Copies, CopyFeedback
 
@@ -27,7 +26,7 @@ class Strategies:
         Args:
             course: What holds for the whole call.
             call: The call.
-            destination: What its name leads to, which is executable and has no choice of its own.
+            destination: What its name leads to, which has no choice of its own.
             decision: Told how the answer comes about.
 
         Returns:
@@ -45,8 +44,12 @@ class Strategies:
                 return await self._copies.carry_out(course, call, destination, strategy, decision)
             case Pipeline() as strategy:
                 return await graph.carry_out(course, call, destination, strategy, decision)
-            case _:
-                raise NotSupported(f"strategy '{destination.strategy}' is not carried out")
+            case Ensemble() as strategy:
+                return await ensemble.carry_out(course, call, destination, strategy, decision)
+            case Cascade() as strategy:
+                return await cascade.carry_out(course, call, destination, strategy, decision)
+            case Single() | Choose():
+                raise AssertionError("the pipeline carries out what has a choice")
 
     def plan(self, course: Course, call: InferCall, destination: Destination, decision: Decision) -> None:
         """Say how the call would be answered; ask nobody."""
@@ -59,5 +62,9 @@ class Strategies:
                 self._copies.plan(course, call, destination, strategy, decision)
             case Pipeline() as strategy:
                 graph.plan(course, call, destination, strategy, decision)
-            case _:
-                raise NotSupported(f"strategy '{destination.strategy}' is not carried out")
+            case Ensemble() as strategy:
+                ensemble.plan(course, call, destination, strategy, decision)
+            case Cascade() as strategy:
+                cascade.plan(course, call, destination, strategy, decision)
+            case Single() | Choose():
+                raise AssertionError("the pipeline carries out what has a choice")

@@ -122,8 +122,7 @@ class Copies:
         now_s = course.clock.now_s()
         if route.spending is None or route.budget != shadow.budget:
             route.budget, route.spending = shadow.budget, Spending(shadow.budget, now_s, share=self._share)
-        options = destination.callees[1].options
-        cost = next((option.version.cost_microusd for option in options if option.hosts), 0)
+        cost = destination.callees[1].cost_microusd
         return "" if route.spending.spend(cost, now_s) else "over_budget"
 
     async def _copy(self, course: Course, call: InferCall, destination: Destination, answered: Answered) -> None:

@@ -264,24 +264,6 @@ async def test_wishes_that_nothing_meets_are_a_failed_precondition(channel: grpc
     assert details(error)[0].reason == "NO_CANDIDATE"
 
 
-@pytest.mark.parametrize(("name", "strategy"), [("council", "ensemble")])
-async def test_a_strategy_that_routers_do_not_carry_out_is_unimplemented_everywhere(
-    channel: grpc.aio.Channel, name: str, strategy: str
-) -> None:
-    v2_infer: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(V2_INFER)
-
-    for call in (
-        stub(channel).Infer(typed(name), timeout=10.0),
-        v2_infer(typed(name).SerializeToString(), timeout=10.0),
-        stub(channel).Explain(pb.ExplainRequest(request=typed(name)), timeout=10.0),
-    ):
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call
-        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-        assert details(caught.value)[0].reason == "NOT_SUPPORTED"
-        assert f"route '{name}' has the strategy '{strategy}'" in str(caught.value.details())
-
-
 @pytest.mark.parametrize("path", [INFER, V2_INFER])
 @pytest.mark.parametrize("size", [0, 100_000])
 async def test_bytes_that_are_no_message_are_an_invalid_argument(

@@ -190,3 +190,48 @@ async def test_the_v2_protocol_knows_what_a_pipeline_takes_and_gives(channel: gr
     schema = v2.ModelMetadataResponse.FromString(said)
     assert [tensor.name for tensor in schema.inputs] == ["x"]
     assert [tensor.name for tensor in schema.outputs] == ["y", "z"]
+
+
+@pytest.mark.parametrize("form", [typed, raw])
+async def test_an_ensemble_combines_what_its_members_answer(
+    channel: grpc.aio.Channel, form: Callable[[str], pb.InferRequest]
+) -> None:
+    answer = await stub(channel).Infer(form("council"), timeout=10.0)
+
+    if form is typed:
+        assert list(answer.outputs[0].contents.fp32_contents) == [0.0, 1.0, 2.0, 3.0]
+    else:
+        assert list(answer.raw_output_contents) == list(raw().raw_input_contents)
+    assert {(step.name, step.status) for step in answer.decision.steps} == {("small", "OK"), ("large", "OK")}
+    assert answer.decision.reason == "mean of 2 of 2 members"
+    assert answer.decision.cost_microusd == 70
+
+
+async def test_an_ensemble_does_not_wait_for_one_that_is_late(channel: grpc.aio.Channel) -> None:
+    # The other one takes 200 ms; on a busy machine the quick one may take as long now and then.
+    for _ in range(20):
+        decision = (await stub(channel).Infer(raw("hasty"), timeout=10.0)).decision
+        if decision.degraded_reason:
+            break
+
+    assert {step.name: step.status for step in decision.steps} == {"echo": "OK", "held": "CANCELLED"}
+    assert decision.degraded_reason == "1 of 2 members answered; held: it was not waited for"
+
+
+async def test_a_cascade_asks_on_as_long_as_the_answer_is_unsure(channel: grpc.aio.Channel) -> None:
+    sure = (await stub(channel).Infer(raw("frugal"), timeout=10.0)).decision  # its scores go up to 3
+    request = raw("frugal")
+    request.raw_input_contents[0] = bytes(16)
+    unsure = (await stub(channel).Infer(request, timeout=10.0)).decision
+
+    assert (sure.model, sure.cost_microusd, len(sure.attempts)) == ("small", 10, 1)
+    assert (unsure.model, unsure.cost_microusd, len(unsure.attempts)) == ("large", 70, 2)
+    assert [step.name for step in unsure.steps] == ["small", "large"]
+
+
+async def test_a_cascade_gives_the_unsure_answer_where_the_next_step_has_no_host(channel: grpc.aio.Channel) -> None:
+    answer = await stub(channel).Infer(typed("unsure"), timeout=10.0)
+
+    assert list(answer.outputs[0].contents.fp32_contents) == [0.0, 1.0, 2.0, 3.0]
+    assert (answer.model_name, answer.decision.model) == ("small", "small")
+    assert answer.decision.degraded_reason.startswith("nowhere: no host is ready")

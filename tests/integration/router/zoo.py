@@ -7,9 +7,12 @@ from modelyard.inference.v1 import inference_pb2 as pb
 from services.domain.model import TensorSpec
 from services.domain.objects import Backend, Choose, Metadata, Model, ModelVersion, Object, Route, RouteTarget, Single
 from services.domain.strategies import (
+    Cascade,
+    CascadeStep,
     Combine,
     Ensemble,
     EnsembleMember,
+    Escalation,
     Fallback,
     Pipeline,
     PipelineStep,
@@ -106,6 +109,22 @@ ROUTES: tuple[Object, ...] = (
     Route(
         Metadata("council"),
         Ensemble((EnsembleMember(RouteTarget("small")), EnsembleMember(RouteTarget("large"))), Combine.MEAN, 2),
+    ),
+    Route(
+        Metadata("hasty"),
+        Ensemble(
+            tuple(EnsembleMember(RouteTarget(name), weight) for name, weight in (("echo", 1.0), ("held", 3.0))),
+            Combine.WEIGHTED,
+            1,
+        ),
+    ),
+    Route(
+        Metadata("frugal"),
+        Cascade((CascadeStep(RouteTarget("small"), Escalation("y", 2.5)), CascadeStep(RouteTarget("large")))),
+    ),
+    Route(
+        Metadata("unsure"),
+        Cascade((CascadeStep(RouteTarget("small"), Escalation("y", 9.0)), CascadeStep(RouteTarget("nowhere")))),
     ),
 )
 

@@ -69,8 +69,7 @@ class InferenceServiceServicer:
         already retried inside the deadline where the call is idempotent.
         Statuses: OK; INVALID_ARGUMENT (request or tensors); NOT_FOUND (name or version);
         FAILED_PRECONDITION (no candidate meets the constraints); RESOURCE_EXHAUSTED (overload);
-        DEADLINE_EXCEEDED; UNAVAILABLE (no ready host); UNIMPLEMENTED (a route's strategy that routers do not carry out);
-        INTERNAL (the model failed); CANCELLED.
+        DEADLINE_EXCEEDED; UNAVAILABLE (no ready host); INTERNAL (the model failed); CANCELLED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,8 +107,7 @@ class InferenceServiceServicer:
     def Explain(self, request, context):
         """Says what Infer would choose for this request, and why. Runs nothing.
 
-        Retry: yes, always. Statuses: OK; INVALID_ARGUMENT; NOT_FOUND; UNIMPLEMENTED (as of Infer);
-        DEADLINE_EXCEEDED; CANCELLED.
+        Retry: yes, always. Statuses: OK; INVALID_ARGUMENT; NOT_FOUND; DEADLINE_EXCEEDED; CANCELLED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,8 +41,7 @@ class InferenceServiceStub:
     already retried inside the deadline where the call is idempotent.
     Statuses: OK; INVALID_ARGUMENT (request or tensors); NOT_FOUND (name or version);
     FAILED_PRECONDITION (no candidate meets the constraints); RESOURCE_EXHAUSTED (overload);
-    DEADLINE_EXCEEDED; UNAVAILABLE (no ready host); UNIMPLEMENTED (a route's strategy that routers do not carry out);
-    INTERNAL (the model failed); CANCELLED.
+    DEADLINE_EXCEEDED; UNAVAILABLE (no ready host); INTERNAL (the model failed); CANCELLED.
     """
     InferStream: _grpc.UnaryStreamMultiCallable[_inference_pb2.InferStreamRequest, _inference_pb2.InferStreamResponse]
     """Runs one inference and answers in pieces, as the model makes them: for models that generate. Others answer with
@@ -68,8 +67,7 @@ class InferenceServiceStub:
     Explain: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ExplainRequest, _inference_pb2.ExplainResponse]
     """Says what Infer would choose for this request, and why. Runs nothing.
 
-    Retry: yes, always. Statuses: OK; INVALID_ARGUMENT; NOT_FOUND; UNIMPLEMENTED (as of Infer);
-    DEADLINE_EXCEEDED; CANCELLED.
+    Retry: yes, always. Statuses: OK; INVALID_ARGUMENT; NOT_FOUND; DEADLINE_EXCEEDED; CANCELLED.
     """
 
 @_typing.type_check_only
@@ -85,8 +83,7 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     already retried inside the deadline where the call is idempotent.
     Statuses: OK; INVALID_ARGUMENT (request or tensors); NOT_FOUND (name or version);
     FAILED_PRECONDITION (no candidate meets the constraints); RESOURCE_EXHAUSTED (overload);
-    DEADLINE_EXCEEDED; UNAVAILABLE (no ready host); UNIMPLEMENTED (a route's strategy that routers do not carry out);
-    INTERNAL (the model failed); CANCELLED.
+    DEADLINE_EXCEEDED; UNAVAILABLE (no ready host); INTERNAL (the model failed); CANCELLED.
     """
     InferStream: _aio.UnaryStreamMultiCallable[_inference_pb2.InferStreamRequest, _inference_pb2.InferStreamResponse]  # type: ignore[assignment]
     """Runs one inference and answers in pieces, as the model makes them: for models that generate. Others answer with
@@ -112,8 +109,7 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     Explain: _aio.UnaryUnaryMultiCallable[_inference_pb2.ExplainRequest, _inference_pb2.ExplainResponse]  # type: ignore[assignment]
     """Says what Infer would choose for this request, and why. Runs nothing.
 
-    Retry: yes, always. Statuses: OK; INVALID_ARGUMENT; NOT_FOUND; UNIMPLEMENTED (as of Infer);
-    DEADLINE_EXCEEDED; CANCELLED.
+    Retry: yes, always. Statuses: OK; INVALID_ARGUMENT; NOT_FOUND; DEADLINE_EXCEEDED; CANCELLED.
     """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -132,8 +128,7 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         already retried inside the deadline where the call is idempotent.
         Statuses: OK; INVALID_ARGUMENT (request or tensors); NOT_FOUND (name or version);
         FAILED_PRECONDITION (no candidate meets the constraints); RESOURCE_EXHAUSTED (overload);
-        DEADLINE_EXCEEDED; UNAVAILABLE (no ready host); UNIMPLEMENTED (a route's strategy that routers do not carry out);
-        INTERNAL (the model failed); CANCELLED.
+        DEADLINE_EXCEEDED; UNAVAILABLE (no ready host); INTERNAL (the model failed); CANCELLED.
         """
 
     @_abc_1.abstractmethod
@@ -177,8 +172,7 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_inference_pb2.ExplainResponse, _abc.Awaitable[_inference_pb2.ExplainResponse]]:
         """Says what Infer would choose for this request, and why. Runs nothing.
 
-        Retry: yes, always. Statuses: OK; INVALID_ARGUMENT; NOT_FOUND; UNIMPLEMENTED (as of Infer);
-        DEADLINE_EXCEEDED; CANCELLED.
+        Retry: yes, always. Statuses: OK; INVALID_ARGUMENT; NOT_FOUND; DEADLINE_EXCEEDED; CANCELLED.
         """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1425,7 +1425,9 @@ Global___StaticTensor: _TypeAlias = StaticTensor  # noqa: Y015
 
 @_typing.final
 class Cascade(_message.Message):
-    """Strategy `cascade`: each step answers, unless it is unsure and there is time and money for the next."""
+    """Strategy `cascade`: each step answers, unless it is unsure and there is time and money for the next. A step that fails
+    leaves the answer of the one before; without one, the next is asked.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1505,7 +1507,9 @@ Global___Escalation: _TypeAlias = Escalation  # noqa: Y015
 
 @_typing.final
 class Ensemble(_message.Message):
-    """Strategy `ensemble`: all members are asked, and their answers combined element by element."""
+    """Strategy `ensemble`: all members are asked, and their answers combined element by element. Once a quorum has answered,
+    the others get as long again as that took, and no more.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

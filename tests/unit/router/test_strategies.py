@@ -1,4 +1,4 @@
-"""Routes whose strategy the router does not carry out: refused in plain words, and harmless to everything else."""
+"""Routes that lead over others: what is true of all of them, and of those that this release cannot read."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,7 @@ from modelyard.openinference.v2 import grpc_service_pb2 as v2
 from modelyard.registry.v1 import objects_pb2
 from modelyard.registry.v1 import registry_pb2 as pb
 from services.chassis.object_codec import object_to
-from services.domain.errors import HostUnavailable, InvalidRequest, ModelNotFound, NotSupported
+from services.domain.errors import HostUnavailable, InvalidRequest, ModelNotFound
 from services.domain.host import HostRecord
 from services.domain.objects import Object
 from services.domain.strategies import (
@@ -20,8 +20,17 @@ from services.domain.strategies import (
     Ensemble,
     EnsembleMember,
     Escalation,
+    Fallback,
+    Pipeline,
+    PipelineStep,
+    RouteName,
     RouteTarget,
+    Shadow,
+    Split,
+    SplitTarget,
+    StaticTensor,
     Strategy,
+    TensorSource,
     strategy_name,
 )
 from services.router import snapshot_file, v2_wire
@@ -33,8 +42,12 @@ from tests.unit.router.yards import World, a_call, a_single, a_snapshot, digits
 
 TARGET, OTHER = RouteTarget("digits"), RouteTarget("digits", "1.0.0")
 STRATEGIES: tuple[Strategy, ...] = (
+    Split((SplitTarget(TARGET, 90.0), SplitTarget(OTHER, 10.0))),
+    Shadow(TARGET, OTHER),
+    Fallback((TARGET, RouteName("plain"))),
     Cascade((CascadeStep(OTHER, Escalation("y", 0.5)), CascadeStep(TARGET))),
     Ensemble((EnsembleMember(TARGET), EnsembleMember(OTHER)), Combine.MEAN, 1),
+    Pipeline((PipelineStep("one", TARGET, {"x": TensorSource("x")}),), {"y": TensorSource("y", "one")}),
 )
 HOSTS = (a_host("h0", hosted("digits")),)
 
@@ -54,37 +67,42 @@ class NoHosts:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=strategy_name)
-async def test_a_call_is_refused_and_told_which_strategy_it_is(strategy: Strategy) -> None:
-    world = World(objects(strategy), HOSTS)
-    text = f"route 'r' has the strategy '{strategy_name(strategy)}', which this router does not carry out yet"
-
-    with pytest.raises(NotSupported, match=text):
-        await world.decide(a_call("r"))
-    with pytest.raises(NotSupported, match=text):
-        await world.decide(a_call("r", version="1.0.0"))
-    with pytest.raises(NotSupported, match=text):
-        world.pipeline.explain(a_call("r"), remaining_s=None)
-    with pytest.raises(NotSupported, match=text):
-        world.pipeline.explain(a_call("r", inputs=()), remaining_s=None)
-    assert [type(error) for error in world.notes.failures] == [NotSupported] * 2
-    assert (await world.decide(a_call("plain"))).route == "plain"
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=strategy_name)
-async def test_the_v2_protocol_says_not_ready_and_refuses_the_rest(strategy: Strategy) -> None:
+async def test_the_v2_protocol_says_ready_and_tells_what_it_takes(strategy: Strategy) -> None:
     world = World(objects(strategy), HOSTS)
     calls = Calls(pipeline=world.pipeline, ids=iter(()))
     servicer = GRPCInferenceServicer(calls=calls, snapshot=world.catalog.snapshot, hosts=NoHosts(), version="0")
     context: Any = None
 
-    assert not (await servicer.ModelReady(v2.ModelReadyRequest(name="r"), context)).ready
-    assert (await servicer.ModelReady(v2.ModelReadyRequest(name="plain"), context)).ready
-    with pytest.raises(NotSupported):
-        await servicer.ModelMetadata(v2.ModelMetadataRequest(name="r"), context)
-    with pytest.raises(NotSupported):
-        await servicer.ModelConfig(v2.ModelConfigRequest(name="r"), context)
-    with pytest.raises(NotSupported):
-        await servicer.RepositoryModelLoad(v2.RepositoryModelLoadRequest(model_name="r"), context)
+    assert (await servicer.ModelReady(v2.ModelReadyRequest(name="r"), context)).ready
+    assert not (await servicer.ModelReady(v2.ModelReadyRequest(name="r", version="1.0.0"), context)).ready
+    metadata = await servicer.ModelMetadata(v2.ModelMetadataRequest(name="r"), context)
+    assert [(tensor.name, list(tensor.shape)) for tensor in metadata.inputs] == [("x", [-1, 4])]
+    config = (await servicer.ModelConfig(v2.ModelConfigRequest(name="r"), context)).config
+    assert config.parameters["strategy"].string_value == strategy_name(strategy)
+    await servicer.RepositoryModelLoad(v2.RepositoryModelLoadRequest(model_name="r"), context)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=strategy_name)
+async def test_without_hosts_they_are_not_ready_but_for_an_answer_known_beforehand(strategy: Strategy) -> None:
+    snapshot = World(objects(strategy), []).catalog.snapshot()
+
+    assert snapshot is not None
+    assert not snapshot.destination("r").ready
+    known = Fallback((TARGET,), {"y": StaticTensor((1, 4))})
+    assert World(objects(known), []).catalog.current is not None
+    assert a_snapshot(objects(known), []).destination("r").ready
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=strategy_name)
+async def test_explain_names_everybody_without_inputs_too(strategy: Strategy) -> None:
+    world = World(objects(strategy), HOSTS)
+
+    dry = world.pipeline.explain(a_call("r", inputs=()), remaining_s=None)
+
+    assert dry.answerable
+    assert dry.told is not None
+    assert dry.told.arm or dry.told.steps
+    assert not world.hosts.calls
 
 
 async def test_a_route_that_becomes_one_during_a_call_ends_in_the_error_of_the_attempt() -> None:

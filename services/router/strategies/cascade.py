@@ -1,0 +1,106 @@
+"""Strategy `cascade`: one step after the other is asked, until one is sure, or time or money are short."""
+
+from collections.abc import Sequence
+
+from services.domain.errors import ModelFailed, NoReadyHost, YardError
+from services.domain.request import InferCall
+from services.domain.strategies import Cascade, CascadeStep
+from services.policy.escalating import Enough, Escalate, confidence, escalate
+from services.policy.falling_back import passes_on
+from services.router.decision import Decision
+from services.router.destination import Destination
+from services.router.strategies.course import Course
+
+WHY_LONGEST = 200
+"""Most characters of a reason in the degraded one: the steps have the whole of it."""
+
+
+async def carry_out(
+    course: Course, call: InferCall, destination: Destination, cascade: Cascade, decision: Decision
+) -> object:
+    """Ask step after step. One that fails leaves the answer of the one before; without one, the next is asked."""
+    kept: object = None
+    best: Decision | None = None
+    degraded, failed = "", None
+    for at, (step, callee) in enumerate(zip(cascade.steps, destination.callees, strict=True)):
+        leg, start_s = decision.leg(), course.clock.now_s()
+        wanted = () if step.escalate is None else (step.escalate.output,)
+        try:
+            answer = await course.ask(course.composes.asking(call, wanted=wanted), callee, leg)
+            verdict = _verdict(
+                course, call, decision, leg, step=step, answer=answer, after=destination.callees[at + 1 :]
+            )
+        except YardError as error:
+            course.note(decision, str(step.target), leg, start_s, error)
+            degraded, failed = f"{step.target}: {error.message[:WHY_LONGEST]}", error
+            tried = [attempt.error for attempt in leg.attempts if attempt.error is not None]
+            if best is None and not passes_on(error, tried, idempotent=call.options.idempotent):
+                raise
+            if best is not None:
+                break
+            continue
+        leg.reason = f"{leg.reason}; {verdict.reason}" if verdict.reason else leg.reason
+        course.note(decision, str(step.target), leg, start_s)
+        kept, best = course.composes.answered(call, _model(leg), answer, wanted=wanted), leg
+        if isinstance(verdict, Enough):
+            degraded = verdict.reason if verdict.unsure else degraded
+            break
+    if best is None:
+        raise failed or NoReadyHost(f"'{destination.name}' has no steps")
+    decision.adopt(best)
+    if degraded:
+        decision.telling.degraded_reason = degraded
+    return kept
+
+
+def plan(course: Course, call: InferCall, destination: Destination, cascade: Cascade, decision: Decision) -> None:
+    """Say who would be asked in which order; the first that can be asked now is the one chosen."""
+    chosen: Decision | None = None
+    for step, callee in zip(cascade.steps, destination.callees, strict=True):
+        leg = decision.leg()
+        course.plan(call, callee, leg)
+        if step.escalate is not None:
+            leg.reason += f"; the next one if '{step.escalate.output}' is below {step.escalate.threshold:g}"
+        course.note_dry(decision, str(step.target), leg)
+        chosen = leg if chosen is None and leg.answerable else chosen
+        decision.reason = leg.reason
+        decision.candidates += leg.candidates
+    if chosen is not None:
+        candidates = decision.candidates
+        decision.adopt(chosen)
+        decision.candidates = candidates
+
+
+def _verdict(
+    course: Course,
+    call: InferCall,
+    decision: Decision,
+    leg: Decision,
+    *,
+    step: CascadeStep,
+    answer: object,
+    after: Sequence[Destination],
+) -> Enough | Escalate:
+    if step.escalate is None:
+        return Enough("", unsure=False)
+    scores = course.composes.outputs(answer).get(step.escalate.output)
+    if scores is None:
+        raise ModelFailed(f"{step.target} gave no output '{step.escalate.output}'")
+    try:
+        sure = confidence(scores)
+    except ValueError as error:
+        raise ModelFailed(f"output '{step.escalate.output}' of {step.target}: {error}") from None
+    spent = (0 if decision.told is None else decision.told.cost_microusd or 0) + leg.cost_microusd
+    return escalate(
+        sure,
+        step.escalate.threshold,
+        remaining_s=course.deadline.remaining_s(),
+        next_s=after[0].expected_s,
+        spent_microusd=spent,
+        next_microusd=after[0].cost_microusd,
+        most_microusd=call.options.max_cost_microusd,
+    )
+
+
+def _model(leg: Decision) -> str:
+    return "" if leg.version is None else leg.version.metadata.name
