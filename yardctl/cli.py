@@ -2,7 +2,15 @@
 
 import typer
 
-from yardctl import gate_commands, history_commands, host_commands, infer_commands, mesh_commands, registry_commands
+from yardctl import (
+    gate_commands,
+    history_commands,
+    host_commands,
+    infer_commands,
+    mesh_commands,
+    registry_commands,
+    rollout_commands,
+)
 
 app = typer.Typer(
     name="yardctl",
@@ -18,4 +26,5 @@ registry_commands.add_to(app)
 history_commands.add_to(app)
 host_commands.add_to(app)
 gate_commands.add_to(app)
+rollout_commands.add_to(app)
 infer_commands.add_to(app)

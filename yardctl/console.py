@@ -3,7 +3,7 @@
 import asyncio
 import json
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -103,6 +103,14 @@ def guarded(main: Coroutine[Any, Any, T]) -> T:
         fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
+
+
+def checked(read: Callable[[], T]) -> T:
+    """What `read` makes of the command's arguments; what is wrong with them becomes a line and an exit code."""
+    try:
+        return read()
+    except CommandError as error:
+        fail(error.message, error.exit_code)
 
 
 def fail_with_faults(error: InvalidRequest) -> NoReturn:
