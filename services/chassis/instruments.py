@@ -19,6 +19,7 @@ from prometheus_client import (
     ProcessCollector,
     start_http_server,
 )
+from prometheus_client.registry import Collector
 
 from services.chassis.hot_metrics import HotCounter, HotHistogram
 from services.domain.clock import Clock
@@ -49,6 +50,11 @@ BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 class MetricsPortInUse(OSError):
     """Something else listens on the metrics port."""
+
+
+def export(collector: Collector, registry: CollectorRegistry = REGISTRY) -> None:
+    """Serve what `collector` makes when it is asked with every other metric, from now on."""
+    registry.register(collector)
 
 
 def serve_metrics(port: int, host: str = "127.0.0.1", *, registry: CollectorRegistry = REGISTRY) -> Callable[[], None]:

@@ -8,7 +8,7 @@ from typing import cast
 from google.protobuf.message import Message
 
 from modelyard.host.v1 import host_pb2, opaque_pb2
-from services.chassis.instruments import serve_metrics
+from services.chassis.instruments import export, serve_metrics
 from services.chassis.process import FAILED, RECYCLE, Process
 from services.chassis.server import DeadlineRule, Server
 from services.chassis.telemetry import Telemetry, logger
@@ -31,6 +31,7 @@ from services.model_host.executor import Executor
 from services.model_host.fetching import sources_of
 from services.model_host.forwarding import Forwardings
 from services.model_host.generating import Engines
+from services.model_host.lane import Lane
 from services.model_host.lifecycle import Lifecycle
 from services.model_host.load_reporter import LoadReporter
 from services.model_host.loading import Loading, backends
@@ -40,6 +41,7 @@ from services.model_host.servicer import ModelHostServicer
 from services.model_host.standing import Standing
 from services.model_host.stepping import Stepping
 from services.model_host.token_observing import TokenObserving
+from services.model_host.triton_metrics import TritonMetrics
 from services.model_host.worker import Worker
 
 SERVICE = host_pb2.DESCRIPTOR.services_by_name["ModelHostService"]
@@ -182,6 +184,10 @@ class Host:
         """Whether the compute thread works or could."""
         return self.executor.progressing(self._clock.now_s())
 
+    def lanes(self) -> list[Lane]:
+        """Where calls wait."""
+        return [hosted.lane for hosted in self.lifecycle.hosted() if hosted.lane is not None]
+
     # --- what runs ------------------------------------------------------------------------------
 
     async def refresh(self) -> None:
@@ -238,6 +244,7 @@ async def serve(config: Config, process: Process, device: ComputeDevice, framewo
     process.on_stop("telemetry", host.telemetry.shutdown)
     stop_metrics = serve_metrics(config.metrics_port)
     process.on_stop("metrics", lambda: asyncio.to_thread(stop_metrics))
+    export(TritonMetrics(host.queue.statistics, host.lanes))
     host.store.prepare()
     host.compute_worker.start()
     host.load_worker.start()

@@ -51,15 +51,15 @@ class LaneStatistics:
         return found
 
     def total(self) -> BandStatistics:
-        """All bands together."""
+        """All bands together; also asked by other threads than the one that counts."""
         total = BandStatistics()
-        for band in self.bands.values():
+        for band in list(self.bands.values()):
             total.success += band.success
             total.failure += band.failure
             total.queue_s += band.queue_s
             total.compute_s += band.compute_s
             total.device_s += band.device_s
             total.wasted_s += band.wasted_s
-            for cause, count in band.drops.items():
+            for cause, count in list(band.drops.items()):
                 total.drops[cause] = total.drops.get(cause, 0) + count
         return total

@@ -324,3 +324,13 @@ async def test_metrics_are_served(tmp_path: Path, free_port: int) -> None:
         await writer.wait_closed()
     assert 'modelyard_host_batch_size_count{model="echo",version="1.0.0"} 1.0' in text
     assert "modelyard_host_memory_bytes" in text
+    of_echo = '{model="echo",version="1.0.0"}'
+    for name in ("request_success", "count", "exec_count"):
+        assert f"nv_inference_{name}{of_echo} 1.0" in text
+    assert f"nv_inference_pending_request_count{of_echo} 0.0" in text
+    spent = {
+        name: float(text.partition(f"nv_inference_{name}_duration_us{of_echo} ")[2].split()[0])
+        for name in ("request", "queue", "compute_infer")
+    }
+    assert spent["request"] == pytest.approx(spent["queue"] + spent["compute_infer"])
+    assert spent["compute_infer"] > 0.0
