@@ -46,6 +46,7 @@ CostOption = Annotated[int | None, typer.Option("--max-cost-microusd", min=0, he
 QualityOption = Annotated[float | None, typer.Option("--min-quality", min=0.0, max=1.0, help="Lowest quality.")]
 TenantOption = Annotated[str, typer.Option("--tenant", help="Whom the call is for.")]
 TierOption = Annotated[str, typer.Option("--tier", help="A tier of the tenant's policy, or of the policy 'default'.")]
+SessionOption = Annotated[str, typer.Option("--session", help="What a route that splits its calls keeps together.")]
 TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.001, help="Deadline in seconds.")]
 
 
@@ -65,6 +66,7 @@ def infer(
     min_quality: QualityOption = None,
     tenant: TenantOption = "",
     tier: TierOption = "",
+    session: SessionOption = "",
     show_candidates: Annotated[bool, typer.Option("--explain", help="Show the candidates too.")] = False,
     timeout_s: TimeoutOption = 30.0,
     directory: DirOption = DEFAULT_DIR,
@@ -72,7 +74,7 @@ def infer(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Run one inference, and say how the answer came about."""
-    options = _options(prefer, max_cost_microusd, min_quality, tenant, tier, with_candidates=show_candidates)
+    options = _options(prefer, max_cost_microusd, min_quality, tenant, tier, session=session, explain=show_candidates)
 
     async def main() -> inference_pb2.InferResponse:
         call = await _Call.open(directory, address)
@@ -110,12 +112,13 @@ def explain(
     min_quality: QualityOption = None,
     tenant: TenantOption = "",
     tier: TierOption = "",
+    session: SessionOption = "",
     directory: DirOption = DEFAULT_DIR,
     address: RouterOption = "",
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Say what a call would be sent to, and why; run nothing."""
-    options = _options(prefer, max_cost_microusd, min_quality, tenant, tier, with_candidates=True)
+    options = _options(prefer, max_cost_microusd, min_quality, tenant, tier, session=session, explain=True)
 
     async def main() -> inference_pb2.Decision:
         call = await _Call.open(directory, address)
@@ -166,15 +169,17 @@ def _options(
     tenant: str,
     tier: str,
     *,
-    with_candidates: bool,
+    session: str,
+    explain: bool,
 ) -> inference_pb2.RouteOptions:
     return inference_pb2.RouteOptions(
         prefer=inference_pb2.Preference.Value(f"PREFERENCE_{prefer.name}"),
         max_cost_microusd=max_cost_microusd,
         min_quality=min_quality,
-        explain=with_candidates,
+        explain=explain,
         tenant=tenant,
         tier=tier,
+        session=session,
     )
 
 

@@ -216,10 +216,16 @@ def decision(found: inference_pb2.Decision) -> Table:
     times = stages(found)
     total_s = times.pop("total", None)
     parts = " + ".join(f"{name} {span_of_time(value)}" for name, value in times.items())
+    leads_to = f"{found.model}:{found.version}@{found.host}" if found.model else found.strategy
     rows: list[Sequence[str | Text]] = [
-        ("route", Text(f"{found.route} → {found.model}:{found.version}@{found.host}", style="bold")),
+        ("route", Text(f"{found.route} → {leads_to}", style="bold")),
         ("reason", f"{found.reason} ({found.strategy}, revision {found.registry_revision})"),
     ]
+    if found.arm:
+        rows.append(("part", f"{found.arm}, {found.propensity:.2%} of the calls"))
+    if found.degraded_reason:
+        rows.append(("degraded", Text(found.degraded_reason, style="yellow")))
+    rows += [("step", _step(each)) for each in found.steps]
     if total_s is not None:
         batch = f", batch of {found.batch_size}" if found.batch_size else ""
         rows.append(("time", f"{span_of_time(total_s)} = {parts}{batch}"))
@@ -239,6 +245,13 @@ def decision(found: inference_pb2.Decision) -> Table:
     for name, value in rows:
         made.add_row(Text(str(name), style="dim"), value if isinstance(value, Text) else Text(value))
     return made
+
+
+def _step(found: inference_pb2.DecisionStep) -> str:
+    who = f" → {found.model}:{found.version}@{found.host}" if found.model else ""
+    ended = f" {found.status}" if found.status else ""
+    took = f" {span_of_time(seconds(found.duration))}" if found.HasField("duration") else ""
+    return f"{found.name}{who}{ended}{took}" + (f": {found.reason}" if found.reason else "")
 
 
 def candidates(found: Sequence[inference_pb2.Candidate]) -> Table:

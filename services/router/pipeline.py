@@ -117,8 +117,7 @@ class Pipeline:
                 if decision.told is not None and decision.told.degraded_reason:
                     self._feedback.degraded(decision)
             else:
-                most = destination.route.max_attempts
-                payload = await self.run_one(call, destination, decision, deadline, most=most, start_s=start_s)
+                payload = await self.run_one(call, destination, decision, deadline, start_s)
             decision.stages.total_s = self._clock.now_s() - start_s
             self._feedback.answered(decision)
             return Answer(payload, decision)
@@ -208,9 +207,9 @@ class Pipeline:
         destination: Destination,
         decision: Decision,
         deadline: Deadline,
+        start_s: float,
         *,
-        most: int,
-        start_s: float | None = None,
+        most: int = 0,
     ) -> object:
         """Run a call on one candidate set.
 
@@ -219,8 +218,8 @@ class Pipeline:
             destination: The candidates, which have a choice.
             decision: Told what was chosen and tried.
             deadline: Of the call.
-            most: Attempts allowed, the first included.
-            start_s: When it began; None: now.
+            start_s: When it began.
+            most: Attempts allowed, the first included; 0: as many as the route of these candidates says.
 
         Returns:
             The host's message.
@@ -228,8 +227,6 @@ class Pipeline:
         Raises:
             YardError: It cannot be answered; says why.
         """
-        if start_s is None:
-            start_s = self._clock.now_s()
         draw = self._draw(call, 1)
         service_class = decision.service_class
         remaining_s = deadline.at_s - start_s
@@ -263,7 +260,7 @@ class Pipeline:
                 answer,
                 in_good_standing=standing.forgives(answer.error),
                 decision=decision,
-                most=most,
+                most=most or destination.route.max_attempts,
             )
 
     async def _again(

@@ -21,9 +21,16 @@ class Legs(Protocol):
     """Who asks one candidate set."""
 
     async def run_one(
-        self, call: InferCall, destination: Destination, decision: Decision, deadline: Deadline, *, most: int
+        self,
+        call: InferCall,
+        destination: Destination,
+        decision: Decision,
+        deadline: Deadline,
+        start_s: float,
+        *,
+        most: int,
     ) -> object:
-        """Ask it, with `most` attempts; the answer's message.
+        """Ask it from `start_s` on, with `most` attempts; the answer's message.
 
         Raises:
             YardError: It cannot be answered; says why.
@@ -138,7 +145,7 @@ class Course:
         before = len(decision.attempts)
         most = max(1, self.most_attempts - self.tally.retries)
         try:
-            return await self.legs.run_one(call, destination, decision, deadline, most=most)
+            return await self.legs.run_one(call, destination, decision, deadline, self.clock.now_s(), most=most)
         finally:
             self.tally.retries += max(0, len(decision.attempts) - before - 1)
 

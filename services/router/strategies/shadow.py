@@ -133,7 +133,7 @@ class Copies:
         callee = destination.callees[1]
         copy = course.composes.asking(call)._replace(name=callee.name, version="")
         try:
-            other = await course.legs.run_one(copy, callee, leg, deadline, most=1)
+            other = await course.legs.run_one(copy, callee, leg, deadline, course.clock.now_s(), most=1)
             found = compare(course.composes.outputs(answered.payload), course.composes.outputs(other))
         except YardError as error:
             self._feedback.copied(CopyEnded(destination.name, call.request_id, "failed", why=error.message))

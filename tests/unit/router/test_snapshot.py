@@ -4,11 +4,13 @@ import random
 
 import pytest
 
-from services.domain.errors import ModelNotFound, VersionNotFound
+from services.domain.errors import InvalidRequest, ModelNotFound, VersionNotFound
 from services.domain.model import ModelState
 from services.domain.objects import Object, ObjectKey
+from services.domain.strategies import Fallback, RouteName, RouteTarget, Split, SplitTarget
+from services.router.destination import Destination
 from services.router.snapshot import LOOKED_AT, Objects, Snapshot
-from tests.fakes.objects import a_host, a_model, a_version, hosted
+from tests.fakes.objects import a_host, a_model, a_route, a_version, hosted
 from tests.unit.router.yards import a_choice, a_single, a_snapshot, digits
 
 H0 = a_host("h0", hosted("digits", "1.0.0"), hosted("digits", "2.0.0", state=ModelState.LOADING))
@@ -68,10 +70,15 @@ def told(snapshot: Snapshot, name: str, version: str) -> object:
     """What a name leads to, or why it does not."""
     try:
         found = snapshot.destination(name, version)
-    except (ModelNotFound, VersionNotFound) as error:
+    except (InvalidRequest, ModelNotFound, VersionNotFound) as error:
         return error.message
+    return everything(found)
+
+
+def everything(found: Destination) -> object:
+    """All that is known of what a name leads to."""
     options = [(option.version, option.model, option.hosts, option.elsewhere) for option in found.options]
-    return found.route, options, found.one_schema
+    return found.route, options, found.one_schema, found.target, [everything(callee) for callee in found.callees]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -86,6 +93,8 @@ def test_what_is_carried_on_from_view_to_view_is_what_would_be_found_anew(seed: 
             a_version(rng.choice(names), rng.choice(["1.0.0", "2.0.0"]), replicas=rng.randrange(3)),
             a_single(rng.choice(names), rng.choice(names), rng.choice(["", "1.0.0"])),
             a_choice(rng.choice(names), *rng.sample(names, 2)),
+            a_route(rng.choice(names), Split((SplitTarget(RouteTarget(rng.choice(names)), 100.0),))),
+            a_route("over", Fallback((RouteName(rng.choice(names)), RouteTarget(rng.choice(names))))),
         ]
         upserts = rng.sample(upserts, rng.randrange(3))
         deletes = [ObjectKey(rng.choice(["Model", "Route"]), rng.choice(names)) for _ in range(rng.randrange(2))]
@@ -95,7 +104,7 @@ def test_what_is_carried_on_from_view_to_view_is_what_would_be_found_anew(seed: 
         carried = carried.followed_by(objects, [*(item.key for item in upserts), *deletes])
 
         anew = Snapshot(objects, carried.hosts)
-        for name in names:
+        for name in (*names, "over"):
             for version in ("", "1.0.0"):
                 assert told(carried, name, version) == told(anew, name, version)
 
@@ -108,6 +117,19 @@ def test_a_change_elsewhere_leaves_what_a_name_leads_to_and_what_fits_it() -> No
 
     assert after.destination("digits") is before
     assert after.revision == 2
+
+
+def test_a_model_that_a_strategy_names_is_found_anew_when_it_changes_and_only_then() -> None:
+    split = a_route("r", Split((SplitTarget(RouteTarget("digits"), 100.0),)))
+    snapshot = a_snapshot([*digits(), a_model("other"), split], [H0])
+    before = snapshot.target(RouteTarget("digits"))
+    other, new = a_version("other"), a_version("digits", "2.0.0")
+
+    same = snapshot.followed_by(snapshot.objects.changed(2, [other]), [other.key])
+    changed = same.followed_by(same.objects.changed(3, [new]), [new.key])
+
+    assert same.destination("r").callees == (before,)
+    assert [option.version.version for option in changed.destination("r").callees[0].options] == ["2.0.0", "1.0.0"]
 
 
 def test_an_object_of_a_kind_that_is_not_known_here_makes_all_be_found_anew() -> None:

@@ -80,6 +80,44 @@ def test_a_decision_says_who_answered_why_how_long_and_at_what_price() -> None:
     ]
 
 
+def test_a_decision_of_several_says_each_step_and_what_was_not_as_it_should_be() -> None:
+    decision = inference_pb2.Decision(
+        route="council",
+        strategy="ensemble",
+        reason="mean of 1 of 2 members",
+        registry_revision=7,
+        degraded_reason="1 of 2 members answered; b: late",
+        steps=[
+            inference_pb2.DecisionStep(
+                name="a",
+                model="a",
+                version="1.0.0",
+                host="local-1",
+                status="OK",
+                duration=Duration(nanos=9_500_000),
+                reason="newest version",
+            ),
+            inference_pb2.DecisionStep(name="b", status="CANCELLED", reason="late"),
+        ],
+    )
+
+    assert text_of(render.decision(decision)) == [
+        "route     council → ensemble",
+        "reason    mean of 1 of 2 members (ensemble, revision 7)",
+        "degraded  1 of 2 members answered; b: late",
+        "step      a → a:1.0.0@local-1 OK 9.50 ms: newest version",
+        "step      b CANCELLED: late",
+        "cost      0 µ$",
+        "trace",
+    ]
+
+
+def test_the_part_of_a_split_is_said() -> None:
+    decision = inference_pb2.Decision(route="r", model="m", version="1.0.0", host="h", arm="m:1.0.0", propensity=0.005)
+
+    assert "part    m:1.0.0, 0.50% of the calls" in text_of(render.decision(decision))
+
+
 def test_candidates_are_listed_best_first_and_those_left_out_last_with_the_reason() -> None:
     lines = text_of(
         render.candidates(
