@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 from services.domain.clock import Clock
 from services.domain.deadline import Deadline
-from services.domain.errors import YardError
+from services.domain.errors import HostUnavailable, YardError
 from services.domain.host import HostLoad, HostRecord
 from services.domain.model import ModelKey
 from services.domain.request import InferCall
@@ -105,7 +105,9 @@ class Attempting:
             took_s = now_s - sent_s
             take_report(state, failure.load, plan.option.key, now_s)
             hung = took_s >= timeout_s > scoring.HUNG_FACTOR * plan.predicted_s and not failure.begun
-            take_failure(state, failure.error, now_s, hung=hung)
+            # A copy waits behind everybody: that it took long, or was refused, says nothing of the host.
+            if not decision.is_copy or isinstance(failure.error, HostUnavailable):
+                take_failure(state, failure.error, now_s, hung=hung)
             self._note(decision, Attempt(plan.record.host_id, took_s, failure.error))
             return failure
         finally:

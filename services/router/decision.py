@@ -84,6 +84,8 @@ class Told:
     """Of every version that answered; None if that is the one of the decision."""
     begun: bool = False
     """A part of the answer has gone out."""
+    copy: bool = False
+    """It is for a shadow: what becomes of it must not make a host look worse to callers."""
     answerable: bool = False
     """In a dry run: there would be an answer, though of no single version."""
 
@@ -132,6 +134,11 @@ class Decision:
         return 0 if self.told is None else self.told.cost_microusd or 0
 
     @property
+    def is_copy(self) -> bool:
+        """Whether it is for a shadow."""
+        return self.told is not None and self.told.copy
+
+    @property
     def answerable(self) -> bool:
         """Whether a dry run found whom to ask, or an answer known beforehand."""
         return self.version is not None or (self.told is not None and self.told.answerable)
@@ -152,7 +159,7 @@ class Decision:
     def adopt(self, leg: "Decision") -> None:
         """Let what answered `leg` be what answers this."""
         self.version, self.host, self.reason = leg.version, leg.host, leg.reason
-        self.candidates, self.batch_size = leg.candidates, leg.batch_size
+        self.batch_size = leg.batch_size
         stages, own = leg.stages, self.stages
         own.queue_s, own.compute_s, own.network_s = stages.queue_s, stages.compute_s, stages.network_s
         if leg.told is not None:

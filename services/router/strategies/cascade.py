@@ -64,11 +64,8 @@ def plan(course: Course, call: InferCall, destination: Destination, cascade: Cas
         course.note_dry(decision, str(step.target), leg)
         chosen = leg if chosen is None and leg.answerable else chosen
         decision.reason = leg.reason
-        decision.candidates += leg.candidates
     if chosen is not None:
-        candidates = decision.candidates
         decision.adopt(chosen)
-        decision.candidates = candidates
 
 
 def _verdict(

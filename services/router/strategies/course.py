@@ -109,9 +109,9 @@ class Tally:
     retries: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: there is one for each call, and frozen ones take three times as long to make
 class Course:
-    """One call under way."""
+    """One call under way; never changes."""
 
     legs: Legs
     strategies: CarriesOut
@@ -139,7 +139,8 @@ class Course:
             YardError: It cannot answer; says why.
         """
         deadline = deadline or self.deadline
-        call = call._replace(name=destination.name, version="")
+        if destination.target is None:
+            call = call._replace(name=destination.name, version="")
         if destination.choice is None:
             return await self.strategies.carry_out(replace(self, deadline=deadline), call, destination, decision)
         before = len(decision.attempts)
@@ -168,6 +169,7 @@ class Course:
         """Enter into `decision` how one that was asked ended, and what it cost."""
         told, took_s = decision.telling, self.clock.now_s() - start_s
         decision.attempts += leg.attempts
+        decision.candidates += leg.candidates
         if leg.told is not None:
             told.steps += [replace(step, name=f"{name}/{step.name}") for step in leg.told.steps]
         reason = leg.reason if error is None else error.message
@@ -177,6 +179,7 @@ class Course:
     def note_dry(self, decision: Decision, name: str, leg: Decision) -> None:
         """Enter into `decision` how one would be asked."""
         told = decision.telling
+        decision.candidates += leg.candidates
         if leg.told is not None:
             told.steps += [replace(step, name=f"{name}/{step.name}") for step in leg.told.steps]
         told.steps.append(StepView(name, leg.version, leg.host, leg.reason))

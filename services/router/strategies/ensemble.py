@@ -71,7 +71,6 @@ def plan(course: Course, call: InferCall, destination: Destination, ensemble: En
         leg = decision.leg()
         course.plan(call, callee, leg)
         course.note_dry(decision, str(member.target), leg)
-        decision.candidates += leg.candidates
         ready += leg.answerable
     decision.telling.answerable = ready >= ensemble.quorum
     decision.reason = f"{ready} of {len(ensemble.members)} members can be asked, {ensemble.quorum} must answer"

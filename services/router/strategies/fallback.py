@@ -61,4 +61,3 @@ def plan(course: Course, call: InferCall, destination: Destination, fallback: Fa
         decision.reason, decision.telling.answerable = KNOWN_BEFOREHAND, True
     else:
         decision.reason = legs[-1].reason
-    decision.candidates = tuple(candidate for leg in legs for candidate in leg.candidates)

@@ -104,7 +104,6 @@ def plan(course: Course, call: InferCall, destination: Destination, pipeline: Pi
         leg = decision.leg()
         course.plan(call._replace(inputs=()), callee, leg)
         course.note_dry(decision, step.name, leg)
-        decision.candidates += leg.candidates
         answerable = answerable and leg.answerable
     decision.telling.answerable = answerable
     decision.reason = REASON if answerable else "not every step can be asked now"

@@ -128,7 +128,7 @@ class Copies:
     async def _copy(self, course: Course, call: InferCall, destination: Destination, answered: Answered) -> None:
         await course.clock.sleep(0.0)  # a turn of the loop, in which the answer goes out
         leg = answered.decision.leg()
-        leg.service_class = COPIES
+        leg.service_class, leg.telling.copy = COPIES, True
         deadline = Deadline.after(destination.route.default_timeout_s, course.clock)
         callee = destination.callees[1]
         copy = course.composes.asking(call)._replace(name=callee.name, version="")

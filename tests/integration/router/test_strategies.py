@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from modelyard.inference.v1 import inference_pb2 as pb
 from modelyard.openinference.v2 import grpc_service_pb2 as v2
-from tests.integration.router.test_inference import V2_INFER, stub
+from tests.integration.router.test_inference import V2_INFER, details, refused, stub
 from tests.integration.router.zoo import FLOAT, raw, typed
 from tests.support.services import Bench, eventually
 
@@ -176,6 +176,27 @@ async def test_a_pipeline_hands_tensors_from_host_to_host(
     }
     assert len(decision.attempts) == 3
     assert decision.degraded_reason.startswith("beside: nowhere: no host is ready")
+
+
+async def test_large_tensors_pass_through_a_pipeline_whole(channel: grpc.aio.Channel) -> None:
+    request = pb.InferRequest(model_name="deep")
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 1 << 20])
+    request.raw_input_contents.append(bytes(range(64)) * (4 * (1 << 20) // 64))
+
+    answer = await stub(channel).Infer(request, timeout=30.0)
+
+    assert answer.raw_output_contents[0] == request.raw_input_contents[0]
+    assert [step.name for step in answer.decision.steps] == ["one", "two"]
+
+
+async def test_a_callers_mistake_is_named_before_any_step(channel: grpc.aio.Channel) -> None:
+    request = raw("graph")
+    request.inputs[0].shape[:] = [2, 4]
+
+    error = await refused(channel, request)
+
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert details(error)[1].field_violations[0].field == "inputs[0]"
 
 
 async def test_the_v2_protocol_knows_what_a_pipeline_takes_and_gives(channel: grpc.aio.Channel) -> None:

@@ -107,6 +107,18 @@ ROUTES: tuple[Object, ...] = (
         outputs=(*ECHO.outputs, replace(ECHO.outputs[0], name="z")),
     ),
     Route(
+        Metadata("deep"),
+        Pipeline(
+            (
+                PipelineStep("one", RouteTarget("wide"), {"x": TensorSource("x")}),
+                PipelineStep("two", RouteTarget("wide"), {"x": TensorSource("y", "one")}),
+            ),
+            {"y": TensorSource("y", "two")},
+        ),
+        inputs=WIDE.inputs,
+        outputs=WIDE.outputs,
+    ),
+    Route(
         Metadata("council"),
         Ensemble((EnsembleMember(RouteTarget("small")), EnsembleMember(RouteTarget("large"))), Combine.MEAN, 2),
     ),

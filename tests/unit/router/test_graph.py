@@ -11,7 +11,7 @@ from modelyard.inference.v1 import inference_pb2 as pb
 from services.domain.errors import BudgetExhausted, InvalidRequest, ModelFailed, NoReadyHost
 from services.domain.model import TensorMeta, TensorSpec
 from services.domain.objects import Object
-from services.domain.request import InferCall
+from services.domain.request import InferCall, RouteOptions
 from services.domain.strategies import (
     Fallback,
     Pipeline,
@@ -135,6 +135,12 @@ async def test_the_decision_has_every_step() -> None:
     assert decision.told.steps[-1].name == "add"
     assert (decision.version, decision.host, len(decision.attempts)) == (None, None, 3)
     assert world.notes.answered_by == [decision]
+
+
+async def test_an_explanation_has_the_candidates_of_every_step() -> None:
+    decision = await a_world().decide(asking()._replace(options=RouteOptions(explain=True)))
+
+    assert {candidate.version.metadata.name for candidate in decision.candidates} == {"double", "half", "sum"}
 
 
 async def test_branches_run_beside_each_other() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from modelyard.inference.v1 import inference_pb2 as pb
-from services.domain.errors import ModelFailed
+from services.domain.errors import BudgetExhausted, ModelFailed, Overloaded
 from services.domain.objects import Object
 from services.domain.request import InferCall, RouteOptions
 from services.domain.strategies import RouteTarget, Shadow
@@ -86,6 +86,18 @@ async def test_copies_are_the_last_in_every_queue_and_not_tried_again() -> None:
     assert asked(world) == ["old", "new"]
     assert (world.hosts.classes[1].band, world.hosts.classes[1].sheddable) == (8, True)
     assert world.notes.failures == []
+
+
+async def test_what_becomes_of_a_copy_makes_no_host_look_worse() -> None:
+    world = a_world()
+    for error in (ModelFailed("broken"), Overloaded("full", retry_after_s=5.0), BudgetExhausted("late")):
+        world.hosts.fail("h-new", error)
+        await world.decide(asking())
+        await settled(world, len(world.notes.copies) + 1)
+
+    dry = world.pipeline.explain(a_call("new"), remaining_s=None)
+
+    assert [host.penalty_s for host in dry.candidates[0].hosts] == [0.0]
 
 
 async def test_no_more_copies_than_the_bound_are_under_way() -> None:
