@@ -11,6 +11,7 @@ from services.policy.combining import combine, patience_s
 from services.router.decision import Decision, StepView
 from services.router.destination import Destination
 from services.router.strategies.course import Course
+from services.router.strategies.off_loop import computed
 
 WHY_LONGEST = 200
 """Most characters of each reason in the degraded one: the steps have the whole of it."""
@@ -61,7 +62,7 @@ async def carry_out(
             asking.missing[at] = LATE
             name = str(ensemble.members[at].target)
             decision.telling.steps.append(StepView(name, None, None, LATE, dropped=True))
-    return _combined(asking, destination, ensemble, call)
+    return await _combined(asking, destination, ensemble, call)
 
 
 def plan(course: Course, call: InferCall, destination: Destination, ensemble: Ensemble, decision: Decision) -> None:
@@ -105,13 +106,14 @@ async def _enough(asking: _Asking, running: set[asyncio.Task[None]], quorum: int
             timer.cancel()
 
 
-def _combined(asking: _Asking, destination: Destination, ensemble: Ensemble, call: InferCall) -> object:
+async def _combined(asking: _Asking, destination: Destination, ensemble: Ensemble, call: InferCall) -> object:
     answered = sorted(asking.answers)
     weights = [ensemble.members[at].weight or 1.0 for at in answered]
     names = [spec.name for spec in destination.outputs]
     decision = asking.decision
+    answers = [asking.answers[at] for at in answered]
     try:
-        made = combine(ensemble.combine, [asking.answers[at] for at in answered], weights, names)
+        made = await computed(answers, lambda: combine(ensemble.combine, answers, weights, names))
     except ValueError as error:
         raise ModelFailed(f"the members' answers cannot be combined: {error}") from None
     share = f"{len(answered)} of {len(ensemble.members)} members"

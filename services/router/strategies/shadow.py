@@ -19,6 +19,7 @@ from services.policy.spending import Spending
 from services.router.decision import CopyEnded, Decision
 from services.router.destination import Destination
 from services.router.strategies.course import Course, draw_key
+from services.router.strategies.off_loop import computed
 
 COPIES = ServiceClass(tier="shadow", band=LAST_BAND, sheddable=True, preempts=False)
 """Of copies: behind everybody else's calls, and the first to be dropped."""
@@ -134,7 +135,8 @@ class Copies:
         copy = course.composes.asking(call)._replace(name=callee.name, version="")
         try:
             other = await course.legs.run_one(copy, callee, leg, deadline, course.clock.now_s(), most=1)
-            found = compare(course.composes.outputs(answered.payload), course.composes.outputs(other))
+            one, another = course.composes.outputs(answered.payload), course.composes.outputs(other)
+            found = await computed((one, another), lambda: compare(one, another))
         except YardError as error:
             self._feedback.copied(CopyEnded(destination.name, call.request_id, "failed", why=error.message))
             return

@@ -118,6 +118,17 @@ async def test_answers_that_do_not_fit_together_are_the_models_failure() -> None
         await world.decide(asking())
 
 
+async def test_large_answers_are_combined_beside_the_loop_and_just_so() -> None:
+    world = a_world()
+    tall = np.ones((5000, 4), "<f4")
+    for name in NAMES:
+        world.hosts.answers[name] = computing(lambda x: tall)
+
+    answer = await answered(world, asking())
+
+    assert answer.raw_output_contents[0] == tall.tobytes()
+
+
 async def test_a_caller_that_goes_away_takes_every_member_with_it() -> None:
     world = a_world(quorum=2)
     world.hosts.held = {name: asyncio.Event() for name in NAMES}
