@@ -17,7 +17,7 @@ from examples.zoo import inputs, quality, weights
 from examples.zoo.inputs import HeldOut
 from modelyard.inference.v1 import inference_pb2 as pb
 from modelyard.openinference.v2 import grpc_service_pb2 as v2
-from yardctl import render
+from yardctl import render_decision
 
 CATS = frozenset({"tabby cat", "tiger cat", "Egyptian cat", "Persian cat", "Siamese cat"})
 CUPS = frozenset({"espresso", "cup", "coffee mug"})
@@ -64,7 +64,7 @@ class Stage:
 
     def decision(self, decision: pb.Decision) -> None:
         """Show how an answer came about."""
-        self.console.print(Padding(render.decision(decision), (0, 0, 0, 2)))
+        self.console.print(Padding(render_decision.decision(decision), (0, 0, 0, 2)))
 
 
 async def sentences(caller: Asks, stage: Stage) -> None:

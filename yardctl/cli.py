@@ -9,6 +9,7 @@ from yardctl import (
     infer_commands,
     mesh_commands,
     registry_commands,
+    replay_commands,
     rollout_commands,
 )
 
@@ -28,3 +29,4 @@ host_commands.add_to(app)
 gate_commands.add_to(app)
 rollout_commands.add_to(app)
 infer_commands.add_to(app)
+replay_commands.add_to(app)

@@ -15,7 +15,7 @@ from modelyard.inference.v1 import inference_pb2, inference_pb2_grpc
 from modelyard.openinference.v2 import grpc_service_pb2 as v2
 from services.chassis.channels import open_channel
 from services.chassis.telemetry import Telemetry
-from yardctl import client, console, render
+from yardctl import client, console, render, render_decision
 from yardctl.console import DEFAULT_DIR, DirOption, Output, OutputOption, RouterOption
 from yardctl.errors import USAGE, CommandError
 from yardctl.layout import Layout
@@ -97,9 +97,9 @@ def infer(
         made.add_row(Text(each.name, style="bold"), Text(shape, style="dim"), Text(each.short()))
     out = console.out()
     out.print(made)
-    out.print(render.decision(answer.decision))
+    out.print(render_decision.decision(answer.decision))
     if show_candidates:
-        out.print(render.candidates(answer.decision.candidates))
+        out.print(render_decision.candidates(answer.decision.candidates, answer.decision))
 
 
 def explain(
@@ -133,8 +133,8 @@ def explain(
         console.print_json(render.to_dict(found))
         return
     out = console.out()
-    out.print(render.decision(found))
-    out.print(render.candidates(found.candidates))
+    out.print(render_decision.decision(found))
+    out.print(render_decision.candidates(found.candidates, found))
 
 
 def trace(

@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from modelyard.inference.v1 import inference_pb2
 from modelyard.registry.v1 import objects_pb2, registry_pb2
 from modelyard.type.v1 import model_pb2, resources_pb2
 from yardctl.manifest_fields import DURATION, enum_names
@@ -200,76 +199,6 @@ def gone_hosts(found: Sequence[registry_pb2.KnownHost]) -> Table:
              Text(how, style="red" if how == "vanished" else ""), had)
         )  # fmt: skip
     return table(("host", "address", "pid", "registered (utc)", "gone (utc)", "how", "had"), rows)
-
-
-# --- decisions ---------------------------------------------------------------------------------
-
-
-def stages(decision: inference_pb2.Decision) -> dict[str, float]:
-    """Seconds of each stage that happened, the total last."""
-    times = decision.stages
-    return {spec.name: seconds(value) for spec, value in times.ListFields()}
-
-
-def decision(found: inference_pb2.Decision) -> Table:
-    """How an answer came about, a fact a line."""
-    times = stages(found)
-    total_s = times.pop("total", None)
-    parts = " + ".join(f"{name} {span_of_time(value)}" for name, value in times.items())
-    leads_to = f"{found.model}:{found.version}@{found.host}" if found.model else found.strategy
-    rows: list[Sequence[str | Text]] = [
-        ("route", Text(f"{found.route} → {leads_to}", style="bold")),
-        ("reason", f"{found.reason} ({found.strategy}, revision {found.registry_revision})"),
-    ]
-    if found.arm:
-        rows.append(("part", f"{found.arm}, {found.propensity:.2%} of the calls"))
-    if found.degraded_reason:
-        rows.append(("degraded", Text(found.degraded_reason, style="yellow")))
-    rows += [("step", _step(each)) for each in found.steps]
-    if total_s is not None:
-        batch = f", batch of {found.batch_size}" if found.batch_size else ""
-        rows.append(("time", f"{span_of_time(total_s)} = {parts}{batch}"))
-    quality = f", quality {found.quality:.3f}" if found.HasField("quality") else ""
-    rows.append(("cost", f"{found.cost_microusd} µ${quality}"))
-    if found.HasField("service_class"):
-        of = found.service_class
-        whom = " of ".join(part for part in (of.tenant, of.tier) if part)
-        rows.append(("for", f"{whom or 'nobody in particular'}, band {of.band}"))
-    if len(found.attempts) > 1:
-        tries = ", ".join(
-            f"{each.host} {each.status} {span_of_time(seconds(each.duration))}" for each in found.attempts
-        )
-        rows.append(("attempts", tries))
-    rows.append(("trace", found.trace_id))
-    made = Table(box=None, pad_edge=False, show_header=False)
-    for name, value in rows:
-        made.add_row(Text(str(name), style="dim"), value if isinstance(value, Text) else Text(value))
-    return made
-
-
-def _step(found: inference_pb2.DecisionStep) -> str:
-    who = f" → {found.model}:{found.version}@{found.host}" if found.model else ""
-    ended = f" {found.status}" if found.status else ""
-    took = f" {span_of_time(seconds(found.duration))}" if found.HasField("duration") else ""
-    return f"{found.name}{who}{ended}{took}" + (f": {found.reason}" if found.reason else "")
-
-
-def candidates(found: Sequence[inference_pb2.Candidate]) -> Table:
-    """The versions that were looked at, best first, with their hosts."""
-    rows = []
-    for each in sorted(found, key=lambda each: (bool(each.filtered), -each.score)):
-        on = ", ".join(f"{host.host} {span_of_time(seconds(host.predicted))}" for host in each.hosts)
-        rows.append(
-            (
-                f"{each.model}:{each.version}",
-                each.filtered or f"{each.score:.4f}",
-                f"{each.quality:.3f}" if each.HasField("quality") else "-",
-                f"{each.cost_microusd} µ$",
-                span_of_time(seconds(each.predicted)) if each.HasField("predicted") else "-",
-                on or "-",
-            )
-        )
-    return table(("candidate", "score", "quality", "cost", "predicted", "hosts"), rows)
 
 
 # --- traces ------------------------------------------------------------------------------------

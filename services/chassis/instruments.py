@@ -195,6 +195,12 @@ ROUTER_COPY_DIFFERENCE = Histogram(
     buckets=(0.0, 1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0, 100.0),
     registry=REGISTRY,
 )
+ROUTER_LOG_ENTRIES = Counter(
+    "modelyard_router_decision_log_entries_total",
+    "Entries of the decision log: written, or dropped because the disk did not keep up or refused them.",
+    ["outcome"],
+    registry=REGISTRY,
+)
 ROUTER_SNAPSHOT_REVISION = Gauge(
     "modelyard_router_snapshot_revision", "Registry revision the router routes by.", registry=REGISTRY
 )

@@ -51,12 +51,18 @@ class Pick(NamedTuple):
 class Draw:
     """64 random bits of one attempt, drawn when they are first needed: where there is no choice they are not."""
 
-    __slots__ = ("_bits", "_make")
+    __slots__ = ("_bits", "_make", "number")
 
-    def __init__(self, make: Callable[[], int]) -> None:
-        """Draw by `make`."""
+    def __init__(self, make: Callable[[], int], number: int = 1) -> None:
+        """Draw by `make`; for the attempt of that number."""
         self._make = make
         self._bits: int | None = None
+        self.number = number
+
+    @property
+    def drawn(self) -> int | None:
+        """The bits; None as long as nothing needed them."""
+        return self._bits
 
     @property
     def bits(self) -> int:

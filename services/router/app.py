@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import cast
 
 from google.protobuf.message import Message
@@ -16,15 +17,19 @@ from services.chassis.process import Process
 from services.chassis.server import DeadlineRule, Server
 from services.chassis.shared_counts import LocalCounts, SharedCounts
 from services.chassis.telemetry import Telemetry
-from services.domain.clock import SystemClock
+from services.domain.clock import Clock, SystemClock
 from services.domain.rng import KeyedRng
 from services.router import v2_pool
 from services.router.catalog import Catalog
 from services.router.composing import Composer
 from services.router.config import Config
+from services.router.deciding_code import policy_version
+from services.router.decision_log import DecisionLog
 from services.router.feedback import Feedback
 from services.router.frames import Received
 from services.router.host_client import HostClient
+from services.router.log_entries import Entries, Origin
+from services.router.log_files import LogFiles
 from services.router.many import Many
 from services.router.pipeline import Limits, Pipeline
 from services.router.planning import Fleet
@@ -80,6 +85,9 @@ async def start(config: Config, process: Process) -> None:
     process.on_stop("host channels", hosts.close)
     instruments.ROUTER_SNAPSHOT_AGE.set_function(catalog.silent_s)
     process.on_stop("snapshot on disk", catalog.save)
+    log = None if config.decision_log_dir is None else _decision_log(config, config.decision_log_dir, clock)
+    if log is not None:
+        process.on_stop("decision log", partial(asyncio.to_thread, log.close))
     pipeline = Pipeline(
         catalog=catalog,
         hosts=hosts,
@@ -90,6 +98,7 @@ async def start(config: Config, process: Process) -> None:
         limits=Limits(most_in_flight=config.max_in_flight, reserve_s=config.reserve_s, retry_share=config.share),
         counts=_counts(config),
         composes=Composer(),
+        recorder=log,
     )
     process.on_stop("copies for shadows", pipeline.close)
     calls = Calls(pipeline=pipeline, ids=request_ids())
@@ -122,6 +131,33 @@ async def start(config: Config, process: Process) -> None:
     await server.start()
     process.on_stop("server", partial(server.drain, wind_down=many.wind_down))
     _set_serving(server, catalog.snapshot() is not None)
+
+
+def _decision_log(config: Config, directory: Path, clock: Clock) -> DecisionLog:
+    origin = Origin(
+        router=config.name,
+        release=_own_version(),
+        policy_version=policy_version(),
+        seed=config.seed,
+        routers=config.senders,
+        zone=config.zone,
+        zone_way_s=config.zone_way_s,
+        ratio=config.decision_log_ratio,
+    )
+    files = LogFiles(
+        directory, config.name, most_bytes=config.decision_log_max_bytes, most_files=config.decision_log_files
+    )
+    log = DecisionLog(
+        files,
+        Entries(origin),
+        own_zone=config.zone,
+        ratio=config.decision_log_ratio,
+        clock=clock,
+        written=instruments.ROUTER_LOG_ENTRIES.labels("written"),
+        dropped=instruments.ROUTER_LOG_ENTRIES.labels("dropped"),
+    )
+    log.start()
+    return log
 
 
 def _counts(config: Config) -> Counts:

@@ -3,6 +3,7 @@
 Whether another follows is the pipeline's and `policy/retrying`'s business.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from services.domain.clock import Clock
@@ -126,3 +127,11 @@ class Attempting:
     def _note(self, decision: Decision, attempt: Attempt) -> None:
         decision.attempts.append(attempt)
         self._feedback.attempted(attempt)
+
+
+def final(error: YardError, tried: Sequence[str], why: str) -> YardError:
+    """`error`, with what was tried; of a single attempt as it came."""
+    error.metadata.setdefault("attempts", str(len(tried)))
+    error.metadata.setdefault("hosts", ",".join(tried))
+    error.metadata.setdefault("gave_up", why)
+    return error

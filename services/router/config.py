@@ -52,6 +52,15 @@ class Config:
     """HOST:PORT of an OTLP collector. Empty sends no traces."""
     trace_ratio: float = 0.01
     """Share of traces recorded, in [0, 1], of those that begin here."""
+    decision_log_dir: Path | None = None
+    """Directory that decisions are logged into, with all that they went by, for `yardctl replay`. Empty logs none."""
+    decision_log_ratio: float = 1.0
+    """Share of calls whose decisions are logged, in (0, 1]; by a hash of the request id, so that all routers log the
+    same calls."""
+    decision_log_max_bytes: int = 64 << 20
+    """A file of the decision log that is as large is closed, and another one begun; so is one that is an hour old."""
+    decision_log_files: int = 16
+    """Files of the decision log that each worker keeps; older ones are deleted. With the default size 1 GiB in all."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level of log lines."""
     instance: str | None = None
@@ -84,9 +93,19 @@ class Config:
             found.append(f"seed: {self.seed} must be in 0 to 2^64 - 1")
         if not 0.0 <= self.trace_ratio <= 1.0:
             found.append(f"trace_ratio: {self.trace_ratio} must be in [0, 1]")
+        if not 0.0 < self.decision_log_ratio <= 1.0:
+            found.append(
+                f"decision_log_ratio: {self.decision_log_ratio} must be in (0, 1]; log none without a directory"
+            )
+        if self.decision_log_max_bytes < 65536:
+            found.append(f"decision_log_max_bytes: {self.decision_log_max_bytes} must be 65536 or more")
         if not 0 <= self.metrics_port <= 65535:
             found.append(f"metrics_port: {self.metrics_port} must be in 0 to 65535")
-        for name, number in (("routers", self.routers), ("max_in_flight", self.max_in_flight)):
+        for name, number in (
+            ("routers", self.routers),
+            ("max_in_flight", self.max_in_flight),
+            ("decision_log_files", self.decision_log_files),
+        ):
             if number < 1:
                 found.append(f"{name}: {number} must be 1 or more")
         if not 1 <= self.workers <= WORKERS_MOST:

@@ -1,7 +1,7 @@
 """How one answer came about, as it is told to the caller, counted and logged."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from services.domain.errors import YardError
 from services.domain.host import HostRecord
@@ -9,6 +9,9 @@ from services.domain.objects import ModelVersion
 from services.domain.service_class import ORDINARY, ServiceClass
 from services.policy.admission import DeadlineSource
 from services.policy.scoring import HostScore
+
+if TYPE_CHECKING:
+    from services.router.recording import Record
 
 
 class Attempt(NamedTuple):
@@ -113,6 +116,8 @@ class Decision:
     """Only where the caller asked for an explanation."""
     told: Told | None = None
     """None where no strategy led over others."""
+    record: "Record | None" = None
+    """What is written down of it; None if nothing is."""
 
     @property
     def telling(self) -> Told:
@@ -154,6 +159,7 @@ class Decision:
             strategy=self.strategy,
             registry_revision=self.registry_revision,
             service_class=self.service_class,
+            record=self.record,
         )
 
     def adopt(self, leg: "Decision") -> None:

@@ -49,6 +49,8 @@ class Feedback:
     def answered(self, decision: Decision) -> None:
         """The call was answered."""
         self._count(decision, "OK")
+        if decision.record is not None:
+            decision.record.ended(decision, "OK")
         if decision.stages.total_s is not None:
             self._observe(decision.route, decision.stages.total_s)
 
@@ -59,11 +61,15 @@ class Feedback:
     def cancelled(self, decision: Decision | None) -> None:
         """The caller went away, or its deadline passed."""
         self._count(decision, "CANCELLED")
+        if decision is not None and decision.record is not None:
+            decision.record.ended(decision, "CANCELLED")
 
     def failed(self, decision: Decision | None, error: YardError, duration_s: float) -> None:
         """The call failed."""
         self._count(decision, status_of(error).name)
         self._observe(UNKNOWN if decision is None else decision.route, duration_s)
+        if decision is not None and decision.record is not None:
+            decision.record.ended(decision, status_of(error).name)
 
     def copied(self, copy: CopyEnded) -> None:
         """A copy ended, or was not made. Where answers differ, a line says so: it is what a shadow is for."""

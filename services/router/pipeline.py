@@ -23,16 +23,16 @@ from services.domain.errors import (
 from services.domain.model import tensor_faults
 from services.domain.request import InferCall
 from services.domain.rng import KeyedRng
-from services.domain.service_class import ServiceClass
 from services.policy import retrying
 from services.policy.admission import Reject, admit_to_router, allowance
 from services.policy.balancing import Draw
-from services.router.attempting import AttemptFailed, Attempting, HostAnswer, Hosts
+from services.router.attempting import AttemptFailed, Attempting, HostAnswer, Hosts, final
 from services.router.decision import Decision
 from services.router.destination import Destination
 from services.router.host_book import HostBook, take_standing
-from services.router.planning import NO_HOST_RETRY_S, Fleet, Plan, Planner
+from services.router.planning import NO_HOST_RETRY_S, Fleet, Plan, Planner, take
 from services.router.ports import Catalog, Counts, Feedback
+from services.router.recording import Plans, Recorder
 from services.router.snapshot import Snapshot
 from services.router.strategies.carrying_out import Strategies
 from services.router.strategies.course import Composes, Course, Tally, draw_key
@@ -72,8 +72,9 @@ class Pipeline:
         limits: Limits,
         counts: Counts,
         composes: Composes,
+        recorder: Recorder | None = None,
     ) -> None:
-        """Route by `catalog`, over `hosts`."""
+        """Route by `catalog`, over `hosts`; have decisions written down by `recorder`."""
         self._catalog = catalog
         self._feedback = feedback
         self._clock = clock
@@ -85,6 +86,7 @@ class Pipeline:
         self._budgets: dict[str, retrying.RetryBudget] = {}
         self._counts = counts
         self._composes = composes
+        self._recorder = recorder
         self._strategies = Strategies(feedback, share=limits.retry_share)
 
     async def route(self, call: InferCall, *, remaining_s: float | None) -> Answer:
@@ -109,6 +111,8 @@ class Pipeline:
                 )
             snapshot, destination = self._find(call, start_s, runs=True)
             decision = _begin(call, snapshot, destination, remaining_s)
+            if (log := self._recorder) is not None:
+                decision.record = log.begin(call, snapshot, decision, self._planner, at_s=start_s, left_s=remaining_s)
             deadline = Deadline(start_s + decision.deadline_s, self._clock)
             self._budget(decision.route, start_s).earn()
             if destination.choice is None:
@@ -161,7 +165,7 @@ class Pipeline:
             call, destination, now_s=now_s, remaining_s=remaining_s, draw=draw, service_class=service_class
         )
         if isinstance(plan, Plan):
-            _take(decision, plan)
+            take(decision, plan)
         else:
             decision.reason = plan.message
         decision.candidates = self._planner.candidates(
@@ -219,7 +223,8 @@ class Pipeline:
             decision: Told what was chosen and tried.
             deadline: Of the call.
             start_s: When it began.
-            most: Attempts allowed, the first included; 0: as many as the route of these candidates says.
+            most: Attempts allowed to one of those that a route leads over, the first included. 0: it is the call's own
+                route, and as many as that says.
 
         Returns:
             The host's message.
@@ -227,10 +232,12 @@ class Pipeline:
         Raises:
             YardError: It cannot be answered; says why.
         """
-        draw = self._draw(call, 1)
-        service_class = decision.service_class
-        remaining_s = deadline.at_s - start_s
-        plan = self._planner.plan(
+        draw, service_class, remaining_s = self._draw(call, 1), decision.service_class, deadline.at_s - start_s
+        plans: Plans = decision.record or self._planner
+        if most:  # the call began a while ago, and the world may be another one
+            snapshot, destination = self._resolved(call, destination, start_s)
+            plans = self._planner if decision.record is None else decision.record.at(snapshot)
+        plan = plans.plan(
             call, destination, now_s=start_s, remaining_s=remaining_s, draw=draw, service_class=service_class
         )
         if call.options.explain:
@@ -243,7 +250,7 @@ class Pipeline:
         self._feedback.chosen(decision, decision.stages.choose_s)
         tried: list[str] = []
         while True:
-            _take(decision, plan)
+            take(decision, plan)
             standing = take_standing(plan.state)
             answer = await self._attempting.run(call, plan, decision, deadline)
             if isinstance(answer, HostAnswer):
@@ -251,7 +258,7 @@ class Pipeline:
             tried.append(plan.record.host_id)
             if answer.begun:
                 decision.telling.begun = True
-                raise _final(answer.error, tried, "a part of the answer had been sent")
+                raise final(answer.error, tried, "a part of the answer had been sent")
             plan = await self._again(
                 call,
                 destination,
@@ -280,9 +287,8 @@ class Pipeline:
         Raises:
             YardError: What it failed with, if there is to be none.
         """
-        error, service_class = failed.error, decision.service_class
-        number = len(tried) + 1
-        plan = self._replan(call, destination, deadline, number=number, excluded=tried, service_class=service_class)
+        error, number = failed.error, len(tried) + 1
+        plan = self._replan(call, destination, deadline, number=number, excluded=tried, decision=decision)
         now_s = self._clock.now_s()
         verdict = retrying.decide(
             retrying.Attempted(
@@ -300,13 +306,13 @@ class Pipeline:
             chance=self._rng.unit(draw_key(call), f"backoff/{len(tried)}"),
         )
         if isinstance(verdict, retrying.GiveUp):
-            raise _final(error, tried, verdict.reason)
+            raise final(error, tried, verdict.reason)
         if verdict.backoff_s > 0.0:
             await self._clock.sleep(verdict.backoff_s)
         if isinstance(plan, YardError):
-            plan = self._replan(call, destination, deadline, number=number, excluded=(), service_class=service_class)
+            plan = self._replan(call, destination, deadline, number=number, excluded=(), decision=decision)
         if isinstance(plan, YardError):
-            raise _final(error, tried, plan.message)
+            raise final(error, tried, plan.message)
         return plan
 
     def _replan(
@@ -317,29 +323,33 @@ class Pipeline:
         *,
         number: int,
         excluded: Sequence[str],
-        service_class: ServiceClass,
+        decision: Decision,
     ) -> Plan | YardError:
         """Decide anew, by what is known by now."""
         now_s = self._clock.now_s()
         try:
-            snapshot, target = self._turn(now_s), destination.target
-            if target is None:
-                destination = snapshot.destination(call.name, call.version)
-                if destination.choice is None:
-                    return ModelNotFound(f"'{call.name}' does not choose any more: its strategy is another one")
-            else:
-                destination = snapshot.target(target)
+            snapshot, destination = self._resolved(call, destination, now_s)
         except (ModelNotFound, VersionNotFound) as error:
-            return error  # it was taken away while the call was under way
-        return self._planner.plan(
+            return error
+        return (self._planner if decision.record is None else decision.record.at(snapshot)).plan(
             call,
             destination,
             now_s=now_s,
             remaining_s=deadline.at_s - now_s,
             draw=self._draw(call, number),
             excluded=excluded,
-            service_class=service_class,
+            service_class=decision.service_class,
         )
+
+    def _resolved(self, call: InferCall, destination: Destination, now_s: float) -> tuple[Snapshot, Destination]:
+        """What `destination` is by now; raises if it was taken away while the call was under way."""
+        snapshot, target = self._turn(now_s), destination.target
+        if target is not None:
+            return snapshot, snapshot.target(target)
+        destination = snapshot.destination(call.name, call.version)
+        if destination.choice is None:
+            raise ModelNotFound(f"'{call.name}' does not choose any more: its strategy is another one")
+        return snapshot, destination
 
     def _course(self, destination: Destination, deadline: Deadline) -> Course:
         return Course(
@@ -360,7 +370,7 @@ class Pipeline:
         return budget
 
     def _draw(self, call: InferCall, number: int) -> Draw:
-        return Draw(lambda: self._rng.bits(draw_key(call), f"host/{number}"))
+        return Draw(lambda: self._rng.bits(draw_key(call), f"host/{number}"), number)
 
 
 def _begin(call: InferCall, snapshot: Snapshot, destination: Destination, remaining_s: float | None) -> Decision:
@@ -380,17 +390,3 @@ def _begin(call: InferCall, snapshot: Snapshot, destination: Destination, remain
         registry_revision=snapshot.revision,
         service_class=snapshot.service_class(call.options),
     )
-
-
-def _take(decision: Decision, plan: Plan) -> None:
-    decision.version = plan.option.version
-    decision.host = plan.record
-    decision.reason = plan.reason
-
-
-def _final(error: YardError, tried: Sequence[str], why: str) -> YardError:
-    """`error`, with what was tried; of a single attempt as it came."""
-    error.metadata.setdefault("attempts", str(len(tried)))
-    error.metadata.setdefault("hosts", ",".join(tried))
-    error.metadata.setdefault("gave_up", why)
-    return error

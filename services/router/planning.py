@@ -5,7 +5,7 @@ No I/O and no time of its own, so that a decision can be explained without being
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from services.domain.errors import BudgetExhausted, NoCandidate, NoReadyHost, Overloaded, YardError
 from services.domain.host import HostRecord
@@ -16,9 +16,8 @@ from services.domain.service_class import ORDINARY, ServiceClass
 from services.policy import balancing, choosing, scoring
 from services.policy.admission import Reject, RejectReason, admit_to_host
 from services.policy.scoring import VersionState
-from services.router.decision import CandidateView
+from services.router.decision import CandidateView, Decision
 from services.router.destination import Destination, Option
-from services.router.host_book import HostBook
 
 NO_HOST_RETRY_S = 1.0
 """When to try again while no host is ready: a load or a restart takes about that long at least."""
@@ -67,10 +66,31 @@ class _Look:
         return self.pick is not None and self.pick.penalty_s >= scoring.DOUBT_S
 
 
+class Seen:
+    """What a plan came from, for those who write it down."""
+
+    __slots__ = ("looks", "scores")
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self.looks: list[_Look] = []
+        """What was looked at, in that order."""
+        self.scores: tuple[float, ...] = ()
+        """Of each look; empty where nothing was scored."""
+
+
+class Book(Protocol):
+    """Who knows hosts."""
+
+    def states(self, option: Option) -> Sequence[VersionState]:
+        """What is known of the option's hosts, in their order."""
+        ...
+
+
 class Planner:
     """Makes plans from what the book knows."""
 
-    def __init__(self, book: HostBook, fleet: Fleet) -> None:
+    def __init__(self, book: Book, fleet: Fleet) -> None:
         """Plan with the states of `book`."""
         self._book = book
         self._fleet = fleet
@@ -85,6 +105,7 @@ class Planner:
         draw: balancing.Draw,
         excluded: Collection[str] = (),
         service_class: ServiceClass = ORDINARY,
+        seen: Seen | None = None,
     ) -> Plan | YardError:
         """Choose version and host.
 
@@ -96,6 +117,7 @@ class Planner:
             draw: The chance of this attempt.
             excluded: Ids of hosts not to use.
             service_class: Whom the call is for.
+            seen: Told what was looked at.
 
         Returns:
             The plan, or why there is none.
@@ -115,6 +137,8 @@ class Planner:
                 excluded=excluded,
                 service_class=service_class,
             )
+            if seen is not None:
+                seen.looks.append(look)
             sound = not look.filtered and not look.doubtful
             if not looks and ((stops_early and sound) or (only and not look.filtered)):
                 return self._planned(look, choosing.sole_reason(strategy))
@@ -125,6 +149,8 @@ class Planner:
         choice = choosing.choose(strategy, [_prospect(look, remaining_s) for look in looks], call.options.prefer)
         if isinstance(choice, choosing.NothingFits):
             return _nothing(destination, looks)
+        if seen is not None:
+            seen.scores = choice.scores
         return self._planned(looks[choice.index], choice.reason)
 
     def _planned(self, look: "_Look", reason: str) -> Plan:
@@ -315,3 +341,10 @@ def _nothing(destination: Destination, looks: Sequence[_Look]) -> YardError:
     if rejected:
         return BudgetExhausted(f"'{name}' cannot answer in time: {why}", metadata={"name": name})
     return NoCandidate(f"'{name}' has no candidate for these wishes: {why}", metadata={"name": name})
+
+
+def take(decision: Decision, plan: Plan) -> None:
+    """Go by `plan` from now on."""
+    decision.version = plan.option.version
+    decision.host = plan.record
+    decision.reason = plan.reason

@@ -41,3 +41,12 @@ def test_workers_send_like_routers_and_share_what_one_has() -> None:
     assert replace(WORKER, routers=3).senders == 12
     assert WORKER.share == 0.25
     assert (Config().senders, Config().share) == (1, 1.0)
+
+
+def test_a_decision_log_has_a_share_and_bounds() -> None:
+    faults = replace(Config(), decision_log_ratio=0.0, decision_log_max_bytes=1000, decision_log_files=0).faults()
+
+    assert [fault.split(":")[0] for fault in faults] == [
+        "decision_log_ratio", "decision_log_max_bytes", "decision_log_files",
+    ]  # fmt: skip
+    assert Config().decision_log_dir is None

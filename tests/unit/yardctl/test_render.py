@@ -5,7 +5,7 @@ from rich.console import Console, RenderableType
 from modelyard.inference.v1 import inference_pb2
 from modelyard.registry.v1 import objects_pb2, registry_pb2
 from modelyard.type.v1 import model_pb2, resources_pb2
-from yardctl import render
+from yardctl import render, render_decision
 from yardctl.spans import SpanLink, StoredSpan
 from yardctl.trace import build
 
@@ -70,11 +70,11 @@ def test_a_decision_says_who_answered_why_how_long_and_at_what_price() -> None:
         ],
     )
 
-    assert text_of(render.decision(decision)) == [
+    assert text_of(render_decision.decision(decision)) == [
         "route     embed → minilm:1.0.0@local-1",
         "reason    best utility (choose, revision 7)",
         "time      11.0 ms = choose 200 µs + compute 9.00 ms, batch of 3",
-        "cost      12 µ$, quality 0.810",
+        "cost      12 µ$ a call, quality 0.810",
         "attempts  local-0 UNAVAILABLE 1.00 ms, local-1 OK 9.50 ms",
         "trace     abc",
     ]
@@ -101,36 +101,77 @@ def test_a_decision_of_several_says_each_step_and_what_was_not_as_it_should_be()
         ],
     )
 
-    assert text_of(render.decision(decision)) == [
+    assert text_of(render_decision.decision(decision)) == [
         "route     council → ensemble",
         "reason    mean of 1 of 2 members (ensemble, revision 7)",
         "degraded  1 of 2 members answered; b: late",
         "step      a → a:1.0.0@local-1 OK 9.50 ms: newest version",
         "step      b CANCELLED: late",
-        "cost      0 µ$",
-        "trace",
     ]
 
 
 def test_the_part_of_a_split_is_said() -> None:
     decision = inference_pb2.Decision(route="r", model="m", version="1.0.0", host="h", arm="m:1.0.0", propensity=0.005)
 
-    assert "part    m:1.0.0, 0.50% of the calls" in text_of(render.decision(decision))
+    assert "part    m:1.0.0, 0.5 % of the calls" in text_of(render_decision.decision(decision))
 
 
-def test_candidates_are_listed_best_first_and_those_left_out_last_with_the_reason() -> None:
-    lines = text_of(
-        render.candidates(
-            [
-                inference_pb2.Candidate(model="a", version="1.0.0", filtered="costs more than 5"),
-                inference_pb2.Candidate(model="b", version="1.0.0", score=0.2),
-                inference_pb2.Candidate(model="c", version="1.0.0", score=0.9, quality=0.95),
-            ]
-        )
+def test_candidates_are_listed_best_first_then_why_others_are_left_out_then_their_hosts() -> None:
+    why = "predicted 12.3 ms, over the 10 ms left " * 3
+    host = inference_pb2.HostScore(host="local-1", zone="a", predicted=Duration(nanos=1_500_000), backlog=2)
+    found = [
+        inference_pb2.Candidate(model="a", version="1.0.0", filtered=why),
+        inference_pb2.Candidate(model="b", version="1.0.0", score=0.2),
+        inference_pb2.Candidate(model="c", version="1.0.0", score=0.9, quality=0.95, hosts=[host]),
+    ]
+    chosen = inference_pb2.Decision(model="c", version="1.0.0", host="local-1")
+
+    assert text_of(render_decision.candidates(found, chosen)) == [
+        "",
+        "CANDIDATE   SCORE  QUALITY  COST  PREDICTED",
+        "c:1.0.0    0.9000    0.950  0 µ$          -  chosen",
+        "b:1.0.0    0.2000        -  0 µ$          -",
+        "a:1.0.0         -        -  0 µ$          -  filtered",
+        "",
+        "NOT CHOSEN BECAUSE",
+        "a:1.0.0",
+        f"    {why.rstrip()}",
+        "",
+        "HOST       PREDICTED  AHEAD  PENALTY  ZONE",
+        "c:1.0.0",
+        "  local-1    1.50 ms      2        -  a     chosen",
+    ]
+
+
+def test_a_decision_that_finds_nobody_says_so_and_why() -> None:
+    decision = inference_pb2.Decision(route="embed", strategy="choose", reason="no host is ready", registry_revision=7)
+
+    assert text_of(render_decision.decision(decision)) == [
+        "route   embed → no host",
+        "reason  no host is ready (choose, revision 7)",
+    ]
+
+
+def test_a_decision_of_a_route_over_others_says_its_part_and_its_steps() -> None:
+    step = inference_pb2.DecisionStep(
+        name="big",
+        model="b",
+        version="1",
+        host="h",
+        status="UNAVAILABLE",
+        duration=Duration(nanos=2_000_000),
+        reason="gone",
     )
+    decision = inference_pb2.Decision(
+        route="r", model="a", version="1", host="h", strategy="split", reason="why", arm="a:1", propensity=0.25,
+        degraded_reason="big: gone", steps=[step],
+    )  # fmt: skip
 
-    assert [line.split()[0] for line in lines] == ["CANDIDATE", "c:1.0.0", "b:1.0.0", "a:1.0.0"]
-    assert "costs more than 5" in lines[3]
+    assert text_of(render_decision.decision(decision))[2:5] == [
+        "part      a:1, 25 % of the calls",
+        "degraded  big: gone",
+        "step      big → b:1@h UNAVAILABLE 2.00 ms: gone",
+    ]
 
 
 def test_hosts_show_each_version_with_its_state_and_what_went_wrong() -> None:

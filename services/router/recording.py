@@ -1,0 +1,74 @@
+"""Writing decisions down as they are made: what the pipeline needs of whoever does.
+
+A record makes the plans of its call in the planner's place, so that calls that nobody writes down pay for one look at
+whether there is one.
+"""
+
+from collections.abc import Collection
+from typing import Protocol
+
+from services.domain.errors import YardError
+from services.domain.request import InferCall
+from services.domain.service_class import ORDINARY, ServiceClass
+from services.policy.balancing import Draw
+from services.router.decision import Decision
+from services.router.destination import Destination
+from services.router.planning import Plan, Planner, Seen
+from services.router.snapshot import Snapshot
+
+
+class Plans(Protocol):
+    """Who makes plans: a planner, or one that writes down what that says."""
+
+    def plan(
+        self,
+        call: InferCall,
+        destination: Destination,
+        *,
+        now_s: float,
+        remaining_s: float,
+        draw: Draw,
+        excluded: Collection[str] = (),
+        service_class: ServiceClass = ORDINARY,
+        seen: Seen | None = None,
+    ) -> Plan | YardError:
+        """As `Planner.plan`."""
+        ...
+
+
+class Record(Plans, Protocol):
+    """What is written down of one call."""
+
+    def at(self, snapshot: Snapshot) -> Plans:
+        """The same, for plans by another view than the one that the call began with."""
+        ...
+
+    def ended(self, decision: Decision, status: str) -> None:
+        """The call ended now; `status` is the canonical name."""
+        ...
+
+
+class Recorder(Protocol):
+    """Who writes down."""
+
+    def begin(
+        self,
+        call: InferCall,
+        snapshot: Snapshot,
+        decision: Decision,
+        planner: Planner,
+        *,
+        at_s: float,
+        left_s: float | None,
+    ) -> Record | None:
+        """A call begins; None if it is not written down.
+
+        Args:
+            call: The call.
+            snapshot: What it is decided by.
+            decision: As it was settled for the whole call.
+            planner: Who makes its plans.
+            at_s: Monotonic seconds.
+            left_s: What is left of the caller's deadline; None if it set none.
+        """
+        ...

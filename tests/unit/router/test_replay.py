@@ -1,0 +1,129 @@
+"""A log is decided again, bit for bit, by the code that decided; by another one the first difference is named."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from modelyard.registry.v1 import registry_pb2
+from services.chassis.delimited import framed
+from services.chassis.object_codec import object_to
+from services.policy import balancing, choosing
+from services.policy.scoring import VersionState
+from services.router import replay, replaying
+from services.router.destination import Option
+from services.router.log_states import unknown
+from services.router.snapshot import Objects
+from tests.unit.router.logged import LoggedWorld
+
+
+def export(path: Path, objects: Objects) -> Path:
+    """A file as `yardctl export` writes it."""
+    items = [registry_pb2.Bundle(object=object_to(item).SerializeToString()) for item in objects.all()]
+    header = registry_pb2.Bundle(header=registry_pb2.BundleHeader(format="modelyard.bundle/1"))
+    end = registry_pb2.Bundle(end=registry_pb2.BundleEnd(records=len(items) + 1))
+    path.write_bytes(b"".join(map(framed, (header, *items, end))))
+    return path
+
+
+@pytest.mark.parametrize("zone", ["", "a"])
+@pytest.mark.parametrize("hosts", [3, 9, 40])
+async def test_fleets_of_any_size_are_replayed(tmp_path: Path, zone: str, hosts: int) -> None:
+    world = LoggedWorld(tmp_path, hosts=hosts, zone=zone)
+
+    await world.run(1500)
+
+    found = world.replay()
+    assert found.first is None
+    assert found.choices > 1500
+    assert found.calls == found.outcomes == 1500
+
+
+@pytest.mark.alone
+@pytest.mark.timeout(300)
+async def test_a_hundred_thousand_decisions_are_made_again(tmp_path: Path) -> None:
+    world = LoggedWorld(tmp_path, hosts=9)
+
+    await world.run(84_000)
+
+    found = world.replay()
+    assert found.first is None
+    assert found.choices > 100_000
+    assert len(world.objects) > 3
+
+
+async def test_another_constant_of_a_policy_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = LoggedWorld(tmp_path)
+    await world.run(600)
+    assert world.replay().first is None
+
+    monkeypatch.setattr(balancing, "TIE_SHARE", 0.2)
+
+    found = world.replay()
+    assert found.differences > 0
+    assert found.first is not None
+    assert found.first.what == "choice"
+    assert any(field.path.endswith("host") for field in found.first.fields)
+
+
+async def test_what_differs_is_named_field_by_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = LoggedWorld(tmp_path)
+    await world.run(300)
+
+    monkeypatch.setattr(choosing, "LATE_SPREAD", 0.25)
+
+    first = world.replay().first
+    assert first is not None
+    assert first.name
+    field = next(field for field in first.fields if field.path.endswith("score"))
+    assert float(field.logged) != float(field.now)
+
+
+async def test_the_command_reads_exports_and_says_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = LoggedWorld(tmp_path / "log")
+    await world.run(100)
+    world.apply()
+    await world.run(100)
+    logs = [str(path) for path in world.files.kept()]
+    one, two = (export(tmp_path / f"{number}.bundle", world.objects[number]) for number in (1, 2))
+
+    assert replay.main(["--objects", f"1={one}", "--objects", f"2={two}", *logs]) == replay.SAME
+    found = json.loads(capsys.readouterr().out)
+    assert found["calls"] == 200
+    assert found["differences"] == 0
+
+    assert replay.main(["--objects", f"2={two}", *logs]) == replay.DIFFERENT
+    found = json.loads(capsys.readouterr().out)
+    assert found["unknown_revisions"]["1"] > 100
+    assert found["calls"] == 100
+
+    assert replay.main(["--objects", str(two), *logs]) == replay.DIFFERENT
+    found = json.loads(capsys.readouterr().out)
+    assert found["first"]["revision"] == 1
+    assert found["first"]["file"] == logs[0]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x05hello", b"\x00\x00"])
+def test_what_is_no_log_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(content)
+
+    assert replay.main([str(path)]) == replay.UNUSABLE
+    assert str(path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("zone", ["", "a"])
+async def test_no_state_is_read_that_was_not_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zone: str) -> None:
+    world = LoggedWorld(tmp_path, hosts=40, zone=zone)
+    await world.run(1500)
+
+    def unreadable(option: Option, at: int) -> VersionState:
+        state = unknown(option, at)
+        del state.host, state.prior, state.batch_cap
+        return state
+
+    monkeypatch.setattr(replaying, "unknown", unreadable)
+
+    assert world.replay().first is None
