@@ -3,14 +3,14 @@
 import asyncio
 
 from services.domain.errors import ModelFailed
-from services.domain.objects import Metadata, Route, RouteTarget
+from services.domain.objects import Metadata, Object, Route, RouteTarget
 from services.domain.strategies import Fallback
 from tests.fakes.objects import a_host, a_model, a_version, hosted
 from tests.unit.router.yards import World, a_call, a_snapshot
 
 
 async def test_a_fallback_that_begins_after_its_hosts_were_replaced_goes_to_the_new_ones() -> None:
-    objects = [
+    objects: list[Object] = [
         *(a_model(name) for name in "ab"),
         *(a_version(name) for name in "ab"),
         Route(Metadata("route"), Fallback((RouteTarget("a"), RouteTarget("b")))),
