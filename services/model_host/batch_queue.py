@@ -196,8 +196,9 @@ class BatchQueue:
 
     def refuse_all(self, lane: Lane, error: YardError) -> None:
         """The lane's version cannot be brought into memory: its calls fail with `error`."""
-        for call in lane.take_all():
-            self._left(call)
+        calls = lane.take_all()
+        self._left(calls)
+        for call in calls:
             self._outcomes.fail(lane, call, error, failed=True)
         self._unbusy(lane)
 
@@ -209,7 +210,7 @@ class BatchQueue:
             return
         if not lane.discard(call):
             return
-        self._left(call)
+        self._left([call])
         self._outcomes.cancelled(lane, call)
         self._unbusy(lane)
 
@@ -286,10 +287,9 @@ class BatchQueue:
         """Take a batch out of the lane and hand it to the device."""
         now_s = self._clock.now_s()
         calls, late, predicted_s, together = lane.take(now_s)
+        self._left([*late, *calls])
         for call in late:
-            self._left(call)
             self._outcomes.fail(lane, call, late_now(lane, call, now_s))
-        self._all_left(calls)
         lane.running = len(calls)  # before the lane could look idle
         self._unbusy(lane)
         if not calls:
@@ -339,8 +339,7 @@ class BatchQueue:
         self._stopped = self._stopped or error
         lanes = list(self._busy)
         waiting = [call for lane in lanes for call in lane.take_all()]
-        for call in waiting:
-            self._left(call)
+        self._left(waiting)
         for call in (*self._running, *waiting):
             if call.reply is not None and not call.reply.done():
                 call.reply.set_exception(error)
@@ -353,25 +352,20 @@ class BatchQueue:
         """Drop what is too late already, wherever it waits."""
         self._swept_s = now_s
         for lane in list(self._busy):
-            for call in lane.take_expired(now_s):
-                self._left(call)
+            expired = lane.take_expired(now_s)
+            self._left(expired)
+            for call in expired:
                 self._outcomes.fail(lane, call, late_now(lane, call, now_s))
             self._unbusy(lane)
 
     def _push_out(self, lane: Lane, call: Call) -> None:
         """`call` has to make room."""
         lane.discard(call)
-        self._left(call)
+        self._left([call])
         text = f"the queue of {lane.key} is full, and a call of an earlier band took the place of this one"
         self._outcomes.pushed_out(lane, call, Overloaded(text, retry_after_s=lane.row_s * lane.queued_rows))
 
-    def _left(self, call: Call) -> None:
-        """`call` does not wait any more."""
-        assert call.share is not None
-        self._shares.left(call.share, call.cost_s)
-        self._queued_bytes -= call.payload_bytes
-
-    def _all_left(self, calls: Sequence[Call]) -> None:
+    def _left(self, calls: Sequence[Call]) -> None:
         """`calls` do not wait any more; mostly they are of one tenant."""
         share, count, cost_s, size = None, 0, 0.0, 0
         for call in calls:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from services.chassis.closeness import difference
 from services.domain.model import TensorSpec
 from services.domain.objects import SmokeTest, WarmupTensor
 from services.model_host.tensors import BadTensor, NDArray, float_from_bf16, from_raw, zeros
@@ -36,15 +37,7 @@ def _difference(spec: TensorSpec, want: WarmupTensor, have: NDArray, tolerance: 
         return f"cannot be held to output '{spec.name}' of its smoke test: {error}"
     if spec.datatype == "BYTES":
         return "" if bool((have == expected).all()) else f"answered other bytes than expected in output '{spec.name}'"
-    found, known = _numbers(spec, have), _numbers(spec, expected)
-    off = ~np.isclose(found, known, rtol=0.0, atol=tolerance, equal_nan=True)
-    if not off.any():
-        return ""
-    at = int(np.argmax(off))
-    return (
-        f"answered {found[at]:g} as element {at} of output '{spec.name}', expected {known[at]:g} ± {tolerance:g} "
-        f"({int(off.sum())} of {off.size} differ)"
-    )
+    return difference(spec.name, _numbers(spec, have), _numbers(spec, expected), tolerance)
 
 
 def _numbers(spec: TensorSpec, array: NDArray) -> NDArray:

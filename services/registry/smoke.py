@@ -16,6 +16,7 @@ from modelyard.host.v1 import host_pb2, host_pb2_grpc
 from modelyard.inference.v1 import inference_pb2
 from modelyard.type.v1 import model_pb2, resources_pb2
 from services.chassis.channels import call, open_channel
+from services.chassis.closeness import difference
 from services.chassis.codec import device_kind_to, key_to, seconds_from
 from services.chassis.object_codec import object_to
 from services.domain.clock import Clock
@@ -204,11 +205,4 @@ def _differs(spec: TensorSpec, want: WarmupTensor, raw: bytes, tolerance: float)
     expected = np.frombuffer(want.raw, dtype).astype(np.float64) if want.raw else np.zeros_like(found)
     if found.shape != expected.shape:
         return f"answered {found.size} elements in output '{spec.name}', expected {expected.size}"
-    off = ~np.isclose(found, expected, rtol=0.0, atol=tolerance, equal_nan=True)
-    if not off.any():
-        return ""
-    at = int(np.argmax(off))
-    return (
-        f"answered {found[at]:g} as element {at} of output '{spec.name}', expected {expected[at]:g} "
-        f"± {tolerance:g} ({int(off.sum())} of {off.size} differ)"
-    )
+    return difference(spec.name, found, expected, tolerance)

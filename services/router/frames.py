@@ -6,7 +6,7 @@ is cut out of its frame and sent on as it is. What protobuf's wire format allows
 writes takes the plain way through the parser.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from modelyard.host.v1 import host_pb2
 from modelyard.inference.v1 import inference_pb2 as pb
@@ -18,10 +18,12 @@ from services.domain.errors import ModelFailed
 
 _LAYOUTS = Layouts()
 _REQUEST_TAG = b"\x12"  # ExecuteRequest.request = 2
-_RESPONSE_TAG = 0x0A  # ExecuteResponse.response = 1
+_RESPONSE_TAG = 0x0A  # ExecuteResponse.response = 1, and ExecuteStreamResponse.response
 _ID_TAG = b"\x1a"  # InferRequest.id = 3
 _DECISION_TAG = b"\xa2\x06"  # InferResponse.decision = 100
 _STREAMED_TAG = b"\x12"  # ModelStreamInferResponse.infer_response = 2
+
+_Answers = TypeVar("_Answers", host_pb2.ExecuteResponse, host_pb2.ExecuteStreamResponse)
 
 
 class Received(NamedTuple):
@@ -76,23 +78,27 @@ def execute_request(
     return b"".join((prefix, _REQUEST_TAG, varint(len(payload.raw) + len(suffix)), payload.raw, suffix))
 
 
-def open_response(raw: bytes) -> tuple[Buffer, host_pb2.ExecuteResponse]:
-    """An ExecuteResponse taken apart.
+def open_response(raw: bytes, kind: type[_Answers]) -> tuple[Buffer, _Answers]:
+    """An answer of a host taken apart.
+
+    Args:
+        raw: The answer.
+        kind: What it is; each has its InferResponse in the same field.
 
     Returns:
         The InferResponse in it, still encoded and where it lies, and the rest.
 
     Raises:
-        DecodeError: The bytes are no ExecuteResponse.
+        DecodeError: The bytes are no such message.
     """
     if raw and raw[0] == _RESPONSE_TAG:
         length, start = read_varint(raw, 1)
         end = start + length
         if end <= len(raw):
-            rest = host_pb2.ExecuteResponse.FromString(raw[end:])
+            rest = kind.FromString(raw[end:])
             if not rest.HasField("response"):
                 return memoryview(raw)[start:end], rest
-    whole = host_pb2.ExecuteResponse.FromString(raw)
+    whole = kind.FromString(raw)
     return whole.response.SerializeToString(), whole
 
 

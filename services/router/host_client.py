@@ -28,7 +28,7 @@ from services.domain.service_class import ORDINARY, ServiceClass
 from services.router.attempting import AttemptFailed, HostAnswer
 from services.router.dispatch_line import DispatchLine, Streams
 from services.router.frames import Payload, execute_request, open_response
-from services.router.streaming import Finished, Streamed, open_piece
+from services.router.streaming import Finished, Streamed
 
 CLOSE_GRACE_S = 300.0
 """How long calls to a host that is not listed any more may still take; the longest default of a route."""
@@ -173,7 +173,7 @@ class HostClient:
         request = execute_request(key, payload, declared)
         try:
             raw = await call(self._line(host).execute, request, timeout_s=timeout_s)
-            response, rest = open_response(raw)
+            response, rest = open_response(raw, host_pb2.ExecuteResponse)
         except YardError as error:
             raise AttemptFailed(self._told(host, error), _load_of(error.__cause__)) from error
         except asyncio.CancelledError as error:
@@ -202,7 +202,7 @@ class HostClient:
         try:
             async with aclosing(read(self._line(host).stream, request, timeout_s=timeout_s)) as answers:
                 async for raw in answers:
-                    response, rest = open_piece(raw)
+                    response, rest = open_response(raw, host_pb2.ExecuteStreamResponse)
                     if rest.HasField("totals"):
                         return HostAnswer(
                             payload=Finished(response, rest.totals),

@@ -16,7 +16,7 @@ from services.domain.errors import InvalidRequest, ModelNotFound, NotSupported, 
 from services.domain.host import HostRecord
 from services.domain.model import ModelKey, TensorMeta
 from services.domain.objects import RouteTarget
-from services.domain.request import InferCall, RouteOptions
+from services.domain.request import InferCall
 from services.domain.rng import KeyedRng
 from services.domain.service_class import ServiceClass
 from services.domain.strategies import Split
@@ -30,6 +30,7 @@ from services.router.log_states import state_from, unknown
 from services.router.planning import Fleet, Planner, Seen
 from services.router.snapshot import Objects, Snapshot
 from services.router.strategies.course import draw_key
+from services.router.wire import options_of
 
 T = TypeVar("T")
 
@@ -342,17 +343,6 @@ def _call_from(profile: pb.LogProfile) -> InferCall:
         )
         for each in profile.inputs
     )
-    wishes = RouteOptions(
-        max_cost_microusd=options.max_cost_microusd if options.HasField("max_cost_microusd") else None,
-        min_quality=options.min_quality if options.HasField("min_quality") else None,
-        prefer=_PREFERS[options.prefer],
-        zone=options.zone,
-        idempotent=options.idempotent,
-        explain=options.explain,
-        tenant=options.tenant,
-        tier=options.tier,
-        priority=options.priority,
-        session=options.session,
-    )
+    wishes = options_of(options, _PREFERS[options.prefer])
     timeout_s = profile.timeout_s if profile.HasField("timeout_s") else None
     return InferCall(profile.name, profile.version, "", inputs, wishes, timeout_s, "", None)

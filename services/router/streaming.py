@@ -7,14 +7,12 @@ gets back is the last message. Once a piece has gone out there is no other attem
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from modelyard.host.v1 import host_pb2
 from modelyard.inference.v1 import inference_pb2 as pb
-from services.chassis.encoding import Buffer, Encoded, length_delimited, read_varint
+from services.chassis.encoding import Buffer, Encoded, length_delimited
 from services.router import decision_wire
 from services.router.frames import Payload, with_decision
 from services.router.pipeline import Answer
 
-_RESPONSE_TAG = 0x0A  # ExecuteStreamResponse.response = 1
 _PIECE_TAG = b"\x0a"  # InferStreamResponse.response = 1
 
 
@@ -38,26 +36,6 @@ class Finished(NamedTuple):
         """What the pipeline brought back."""
         assert isinstance(answer.payload, Finished)
         return answer.payload
-
-
-def open_piece(raw: bytes) -> tuple[Buffer, host_pb2.ExecuteStreamResponse]:
-    """An ExecuteStreamResponse taken apart.
-
-    Returns:
-        The InferResponse in it, still encoded and where it lies, and the rest.
-
-    Raises:
-        DecodeError: The bytes are no ExecuteStreamResponse.
-    """
-    if raw and raw[0] == _RESPONSE_TAG:
-        length, start = read_varint(raw, 1)
-        end = start + length
-        if end <= len(raw):
-            rest = host_pb2.ExecuteStreamResponse.FromString(raw[end:])
-            if not rest.HasField("response"):
-                return memoryview(raw)[start:end], rest
-    whole = host_pb2.ExecuteStreamResponse.FromString(raw)
-    return whole.response.SerializeToString(), whole
 
 
 def piece_message(response: Buffer) -> Encoded:

@@ -142,10 +142,15 @@ def _options(
     preference = _PREFERENCES.get(wishes.prefer)
     if preference is None:
         faults.append(Fault("route.prefer", f"{wishes.prefer} is no Preference"))
-    options = RouteOptions(
+    return options_of(wishes, preference or Preference.BALANCED), timeout_s
+
+
+def options_of(wishes: pb.RouteOptions, prefer: Preference) -> RouteOptions:
+    """Wishes that were checked; `prefer` is what their own preference means."""
+    return RouteOptions(
         max_cost_microusd=wishes.max_cost_microusd if wishes.HasField("max_cost_microusd") else None,
         min_quality=wishes.min_quality if wishes.HasField("min_quality") else None,
-        prefer=preference or Preference.BALANCED,
+        prefer=prefer,
         zone=wishes.zone,
         idempotent=wishes.idempotent if wishes.HasField("idempotent") else True,
         explain=wishes.explain,
@@ -154,7 +159,6 @@ def _options(
         priority=wishes.priority,
         session=wishes.session,
     )
-    return options, timeout_s
 
 
 def _parameters(message: pb.InferRequest, wishes: pb.RouteOptions, faults: list[Fault]) -> float | None:

@@ -123,7 +123,7 @@ def an_answer() -> host_pb2.ExecuteResponse:
 
 
 def test_the_answer_is_cut_out_of_its_frame() -> None:
-    response, rest = frames.open_response(an_answer().SerializeToString())
+    response, rest = frames.open_response(an_answer().SerializeToString(), host_pb2.ExecuteResponse)
 
     assert pb.InferResponse.FromString(bytes(response)) == an_answer().response
     assert (rest.batch_size, rest.queue.nanos, rest.load.host_id) == (3, 5, "h0")
@@ -140,13 +140,13 @@ def test_fields_in_another_order_are_read_too() -> None:
         rest.SerializeToString() + only.SerializeToString(),
         only.SerializeToString() + rest.SerializeToString() + host_pb2.ExecuteResponse(response={}).SerializeToString(),  # type: ignore[arg-type]
     ):
-        response, opened = frames.open_response(raw)
+        response, opened = frames.open_response(raw, host_pb2.ExecuteResponse)
         assert pb.InferResponse.FromString(bytes(response)) == answer.response
         assert opened.batch_size == 3
 
 
 def test_an_answer_without_a_response_is_an_empty_response() -> None:
-    response, rest = frames.open_response(b"")
+    response, rest = frames.open_response(b"", host_pb2.ExecuteResponse)
 
     assert response == b""
     assert rest.batch_size == 0
@@ -155,7 +155,7 @@ def test_an_answer_without_a_response_is_an_empty_response() -> None:
 @pytest.mark.parametrize("raw", [b"\x0a", b"\x0a\x05ab", b"\xff\xff"])
 def test_an_answer_that_is_cut_off_is_refused(raw: bytes) -> None:
     with pytest.raises(DecodeError):
-        frames.open_response(raw)
+        frames.open_response(raw, host_pb2.ExecuteResponse)
 
 
 def test_the_decision_rides_on_the_answer() -> None:

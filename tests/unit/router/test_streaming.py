@@ -21,10 +21,10 @@ from services.policy import scoring
 from services.policy.admission import DeadlineSource
 from services.router.attempting import AttemptFailed, HostAnswer
 from services.router.decision import Decision
-from services.router.frames import Payload
+from services.router.frames import Payload, open_response
 from services.router.host_client import HostClient
 from services.router.pipeline import Answer
-from services.router.streaming import Finished, Streamed, last_message, open_piece, piece_message
+from services.router.streaming import Finished, Streamed, last_message, piece_message
 from tests.fakes.objects import a_host, hosted
 from tests.unit.router.yards import World, a_call, digits
 
@@ -91,7 +91,7 @@ class TestMessages:
     def test_a_piece_is_taken_out_of_its_frame_and_put_into_another(self) -> None:
         raw = host_pb2.ExecuteStreamResponse(response=a_piece("yard")).SerializeToString()
 
-        response, rest = open_piece(raw)
+        response, rest = open_response(raw, host_pb2.ExecuteStreamResponse)
 
         assert not rest.HasField("totals")
         message = pb.InferStreamResponse.FromString(piece_message(response).SerializeToString())
@@ -101,7 +101,7 @@ class TestMessages:
         response = host_pb2.ExecuteStreamResponse(response=a_piece("yard")).SerializeToString()
         totals = host_pb2.ExecuteStreamResponse(totals=pb.StreamTotals(tokens=3)).SerializeToString()
 
-        inner, rest = open_piece(totals + response)
+        inner, rest = open_response(totals + response, host_pb2.ExecuteStreamResponse)
 
         assert pb.InferResponse.FromString(bytes(inner)) == a_piece("yard")
         assert rest.totals.tokens == 3
