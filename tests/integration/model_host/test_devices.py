@@ -62,15 +62,20 @@ async def test_a_batch_without_memory_fails_retryably_halves_the_cap_and_harms_n
     async with simulated(tmp_path) as host:
         await host.load(sized("wide", batch=16, base_ms=5, row_bytes=8))
         await host.load(sized("other"))
+        await host.load(sized("slow", base_ms=500))
         await host.load(sized("hoarder", hoards=48))
         assert (await host.load_now("wide")).batch_cap > 8
         for _ in range(3):
             assert await status_of(host, 1, 2, 3, 4, model="hoarder") is grpc.StatusCode.OK
 
+        # Behind a slow call all of them queue up, so that full batches form however slowly they arrive.
+        slow = asyncio.create_task(status_of(host, 1, 2, 3, 4, model="slow"))
+        await asyncio.sleep(0.05)
         wide = [status_of(host, n, 2, 3, 4, model="wide") for n in range(64)]
         other = [status_of(host, n, 2, 3, 4, model="other") for n in range(64)]
         results = await asyncio.gather(*wide, *other)
 
+        assert await slow is grpc.StatusCode.OK
         assert set(results[64:]) == {grpc.StatusCode.OK}
         assert set(results[:64]) == {grpc.StatusCode.OK, EXHAUSTED}
         assert (await host.load_now("wide")).batch_cap <= 8
