@@ -1,7 +1,8 @@
-"""Which service class a call is of: what its caller asks for, held to what its tenant's policy allows."""
+"""Which rules a call lives by: what its caller asks for, held to what its tenant's policy allows."""
 
 from services.domain.errors import Fault
 from services.domain.objects import Policy, Tenant
+from services.domain.rules import NO_RULES, Rules
 from services.domain.service_class import LAST_BAND, ORDINARY, ServiceClass
 from services.domain.tenancy import Preemption, Tier
 
@@ -9,20 +10,20 @@ DEFAULT_POLICY = "default"
 """Name of the policy that calls without a tenant live by, where there is one."""
 
 
-def class_of(
+def rules_of(
     policy: Policy | None, tenant: Tenant | None, *, tenant_name: str, tier_name: str, priority: int
-) -> ServiceClass | Fault:
-    """The class of a call.
+) -> Rules | Fault:
+    """The rules of a call.
 
     Args:
-        policy: The policy of its tenant, or the default one; None if there is none.
+        policy: The policy of its route, else of its tenant, else the default one; None if there is none.
         tenant: Its tenant; None if it names none, or none that is there.
         tenant_name: The tenant that it names.
         tier_name: The tier that it asks for; empty asks for none.
         priority: As in the Open Inference Protocol, 1 the most urgent; 0 asks for none. Taken as a band.
 
     Returns:
-        The class: of the tier that is asked for, else of the most urgent one of the asked priority or a later one, else
+        Those of the tier that is asked for, else of the most urgent one of the asked priority or a later one, else
         of the tenant's, else of the policy's default; never of an earlier band than the tenant's own. Or else what is
         wrong.
     """
@@ -34,9 +35,10 @@ def class_of(
         if tier_name:
             return Fault("route.tier", f"no policy has a tier '{tier_name}' for this call")
         if not priority and not tenant_name:
-            return ORDINARY
-        return ServiceClass(tenant_name, band=min(priority, LAST_BAND) if priority else ORDINARY.band)
-    own = _named(policy, tenant.tier if tenant is not None else policy.default_tier) or _last(policy)
+            return NO_RULES
+        band = min(priority, LAST_BAND) if priority else ORDINARY.band
+        return Rules(ServiceClass(tenant_name, band=band), tenant=tenant)
+    own = (tenant and _named(policy, tenant.tier)) or _named(policy, policy.default_tier) or _last(policy)
     if tier_name:
         tier = _named(policy, tier_name)
         if tier is None:
@@ -51,7 +53,7 @@ def class_of(
         if priority:
             later = [each for each in policy.tiers if each.priority_band >= max(priority, _first(own, tenant))]
             tier = min(later, key=lambda each: each.priority_band, default=_last(policy))
-    return _class(tenant_name, tier)
+    return Rules(_class(tenant_name, tier), policy, tier, tenant)
 
 
 def _first(own: Tier, tenant: Tenant | None) -> int:

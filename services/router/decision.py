@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from services.domain.errors import YardError
 from services.domain.host import HostRecord
 from services.domain.objects import ModelVersion
+from services.domain.rules import NO_RULES, Rules
 from services.domain.service_class import ORDINARY, ServiceClass
 from services.policy.admission import DeadlineSource
 from services.policy.scoring import HostScore
@@ -105,6 +106,7 @@ class Decision:
     strategy: str
     registry_revision: int = 0
     service_class: ServiceClass = ORDINARY
+    rules: Rules = NO_RULES
     version: ModelVersion | None = None
     """None as long as nothing is chosen."""
     host: HostRecord | None = None
@@ -159,6 +161,7 @@ class Decision:
             strategy=self.strategy,
             registry_revision=self.registry_revision,
             service_class=self.service_class,
+            rules=self.rules,
             record=self.record,
         )
 

@@ -20,7 +20,6 @@ from services.domain.request import InferCall
 from services.domain.rng import KeyedRng
 from services.domain.service_class import ServiceClass
 from services.domain.strategies import Split
-from services.policy.admission import allowance
 from services.policy.balancing import Draw
 from services.policy.scoring import VersionState
 from services.policy.splitting import arm_of, hash_key
@@ -28,6 +27,7 @@ from services.router.destination import Destination, Option
 from services.router.log_entries import FORMAT, PREFERENCES, result_of, settled_of
 from services.router.log_states import state_from, unknown
 from services.router.planning import Fleet, Planner, Seen
+from services.router.settling import settle
 from services.router.snapshot import Objects, Snapshot
 from services.router.strategies.course import draw_key
 from services.router.wire import options_of
@@ -205,15 +205,9 @@ class Replay:
         self._tally.calls += 1
         try:
             destination = view.destination(call.name, call.version)
-            allowed = allowance(
-                caller_s=logged.remaining_s if logged.HasField("remaining_s") else None,
-                parameter_s=call.timeout_s,
-                default_s=destination.route.default_timeout_s,
-                longest_s=destination.route.max_timeout_s,
-            )
-            settled = settled_of(
-                allowed.duration_s, allowed.source, view.service_class(call.options), destination.strategy
-            )
+            left_s = logged.remaining_s if logged.HasField("remaining_s") else None
+            rules, allowed = settle(call, view, destination, left_s)
+            settled = settled_of(allowed.duration_s, allowed.source, rules.service_class, destination.strategy)
         except (ModelNotFound, VersionNotFound, NotSupported, InvalidRequest) as error:
             self._differ(
                 "call", logged, [_refused(error)], name=call.name, revision=logged.revision, now_s=logged.start_s

@@ -29,9 +29,9 @@ from services.domain.objects import (
 )
 from services.domain.persistent import Sorted, Trie
 from services.domain.request import RouteOptions
-from services.domain.service_class import ServiceClass
+from services.domain.rules import Rules
 from services.domain.strategies import Callee, named
-from services.policy.classing import DEFAULT_POLICY, class_of
+from services.policy.classing import DEFAULT_POLICY, rules_of
 from services.router.destination import LONGEST_NAME, NAMED, Destination, Option
 
 LOOKED_AT = 400
@@ -154,7 +154,7 @@ class Snapshot:
         self._destinations: dict[tuple[str, str], Destination] = {}
         self._targets: dict[RouteTarget, Destination] = {}
         self._ready: dict[ModelKey, tuple[HostRecord, ...]] | None = None
-        self._classes: dict[tuple[str, str, int], ServiceClass] = {}
+        self._rules: dict[tuple[str, str, int, str], Rules] = {}
 
     def followed_by(self, objects: Objects, touched: Iterable[ObjectKey]) -> "Snapshot":
         """The view of the same hosts and other `objects`, of which those that were `touched` differ.
@@ -211,25 +211,29 @@ class Snapshot:
             found = self._targets[target] = self._choosing(target.model, route, target)
         return found
 
-    def service_class(self, options: RouteOptions) -> ServiceClass:
-        """The class of a call with these options.
+    def rules(self, options: RouteOptions, policy: str = "") -> Rules:
+        """The rules of a call with these options, whose route names `policy`, if it names one.
 
         Raises:
             InvalidRequest: Its tenant or its tier is none, or not for it.
         """
-        asked = (options.tenant, options.tier, options.priority)
-        found = self._classes.get(asked)
+        asked = (options.tenant, options.tier, options.priority, policy)
+        found = self._rules.get(asked)
         if found is None:
             tenant = self.objects.tenants.get(options.tenant) if options.tenant else None
-            policy = self.objects.policies.get(DEFAULT_POLICY if tenant is None else tenant.policy)
-            made = class_of(
-                policy, tenant, tenant_name=options.tenant, tier_name=options.tier, priority=options.priority
+            named = policy or (DEFAULT_POLICY if tenant is None else tenant.policy)
+            made = rules_of(
+                self.objects.policies.get(named),
+                tenant,
+                tenant_name=options.tenant,
+                tier_name=options.tier,
+                priority=options.priority,
             )
             if isinstance(made, Fault):
                 raise InvalidRequest.of([made])
-            if len(self._classes) >= CARRIED:  # callers may make up as many priorities as they like
-                self._classes.clear()
-            found = self._classes[asked] = made
+            if len(self._rules) >= CARRIED:  # callers may make up as many priorities as they like
+                self._rules.clear()
+            found = self._rules[asked] = made
         return found
 
     def fits(self, name: str, version: str, inputs: tuple[TensorMeta, ...]) -> Destination | None:

@@ -4,7 +4,7 @@ from services.domain.errors import Fault
 from services.domain.objects import Metadata, Policy, Tenant
 from services.domain.service_class import ORDINARY, ServiceClass
 from services.domain.tenancy import Preemption, Tier
-from services.policy.classing import class_of
+from services.policy.classing import rules_of
 
 POLICY = Policy(
     Metadata("house"),
@@ -26,7 +26,8 @@ def asked(
     tier: str = "",
     priority: int = 0,
 ) -> ServiceClass | Fault:
-    return class_of(policy, tenant, tenant_name=name, tier_name=tier, priority=priority)
+    made = rules_of(policy, tenant, tenant_name=name, tier_name=tier, priority=priority)
+    return made if isinstance(made, Fault) else made.service_class
 
 
 def tier_of(asked: ServiceClass | Fault) -> str:

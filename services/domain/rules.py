@@ -1,0 +1,39 @@
+"""The rules that one call lives by: its policy, the tier it falls into, and whose it is."""
+
+from dataclasses import dataclass
+
+from services.domain.objects import Policy, Tenant
+from services.domain.service_class import ORDINARY, ServiceClass
+from services.domain.tenancy import HedgeRules, PriceRules, RetryRules, Tier
+
+_RETRY, _HEDGE, _PRICE = RetryRules(), HedgeRules(), PriceRules()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rules:
+    """Found once for all calls that are alike; compared by identity."""
+
+    service_class: ServiceClass = ORDINARY
+    policy: Policy | None = None
+    """None if no policy holds: the defaults do."""
+    tier: Tier | None = None
+    tenant: Tenant | None = None
+
+    @property
+    def retry(self) -> RetryRules:
+        """When failed calls are tried again."""
+        return _RETRY if self.policy is None else self.policy.retry
+
+    @property
+    def hedge(self) -> HedgeRules:
+        """When a second call races a slow first one."""
+        return _HEDGE if self.policy is None else self.policy.hedge
+
+    @property
+    def price(self) -> PriceRules:
+        """What money and lateness are worth."""
+        return _PRICE if self.policy is None else self.policy.price
+
+
+NO_RULES = Rules()
+"""Of calls that no policy says anything about."""
