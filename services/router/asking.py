@@ -64,16 +64,14 @@ class Asking:
 
     def plan_one(self, call: InferCall, destination: Destination, decision: Decision, remaining_s: float) -> None:
         """Decide one call to one candidate set and run nothing."""
-        now_s, draw, service_class = self._clock.now_s(), self._draw(call, 1), decision.service_class
-        plan = self._planner.plan(
-            call, destination, now_s=now_s, remaining_s=remaining_s, draw=draw, service_class=service_class
-        )
+        now_s, draw, rules = self._clock.now_s(), self._draw(call, 1), decision.rules
+        plan = self._planner.plan(call, destination, now_s=now_s, remaining_s=remaining_s, draw=draw, rules=rules)
         if isinstance(plan, Plan):
             take(decision, plan)
         else:
             decision.reason = plan.message
         decision.candidates = self._planner.candidates(
-            call, destination, now_s=now_s, remaining_s=remaining_s, draw=draw, service_class=service_class
+            call, destination, now_s=now_s, remaining_s=remaining_s, draw=draw, rules=rules
         )
 
     async def run_one(
@@ -103,17 +101,15 @@ class Asking:
         Raises:
             YardError: It cannot be answered; says why.
         """
-        draw, service_class, remaining_s = self._draw(call, 1), decision.service_class, deadline.at_s - start_s
+        draw, rules, remaining_s = self._draw(call, 1), decision.rules, deadline.at_s - start_s
         plans: Plans = decision.record or self._planner
         if most:  # the call began a while ago, and the world may be another one
             snapshot, destination = self._resolved(call, destination, start_s)
             plans = self._planner if decision.record is None else decision.record.at(snapshot)
-        plan = plans.plan(
-            call, destination, now_s=start_s, remaining_s=remaining_s, draw=draw, service_class=service_class
-        )
+        plan = plans.plan(call, destination, now_s=start_s, remaining_s=remaining_s, draw=draw, rules=rules)
         if call.options.explain:
             decision.candidates = self._planner.candidates(
-                call, destination, now_s=start_s, remaining_s=remaining_s, draw=draw, service_class=service_class
+                call, destination, now_s=start_s, remaining_s=remaining_s, draw=draw, rules=rules
             )
         if isinstance(plan, YardError):
             raise plan
@@ -209,7 +205,7 @@ class Asking:
             remaining_s=deadline.at_s - now_s,
             draw=self._draw(call, number),
             excluded=excluded,
-            service_class=decision.service_class,
+            rules=decision.rules,
         )
 
     def _resolved(self, call: InferCall, destination: Destination, now_s: float) -> tuple[Snapshot, Destination]:

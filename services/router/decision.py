@@ -7,7 +7,7 @@ from services.domain.errors import YardError
 from services.domain.host import HostRecord
 from services.domain.objects import ModelVersion
 from services.domain.rules import NO_RULES, Rules
-from services.domain.service_class import ORDINARY, ServiceClass
+from services.domain.service_class import ServiceClass
 from services.policy.admission import DeadlineSource
 from services.policy.scoring import HostScore
 
@@ -105,7 +105,6 @@ class Decision:
     deadline_source: DeadlineSource
     strategy: str
     registry_revision: int = 0
-    service_class: ServiceClass = ORDINARY
     rules: Rules = NO_RULES
     version: ModelVersion | None = None
     """None as long as nothing is chosen."""
@@ -120,6 +119,11 @@ class Decision:
     """None where no strategy led over others."""
     record: "Record | None" = None
     """What is written down of it; None if nothing is."""
+
+    @property
+    def service_class(self) -> ServiceClass:
+        """Whom it is for."""
+        return self.rules.service_class
 
     @property
     def telling(self) -> Told:
@@ -160,7 +164,6 @@ class Decision:
             deadline_source=self.deadline_source,
             strategy=self.strategy,
             registry_revision=self.registry_revision,
-            service_class=self.service_class,
             rules=self.rules,
             record=self.record,
         )

@@ -15,7 +15,7 @@ from services.domain.clock import Clock
 from services.domain.errors import YardError
 from services.domain.request import InferCall
 from services.domain.rng import KeyedRng
-from services.domain.service_class import ORDINARY, ServiceClass
+from services.domain.rules import NO_RULES, Rules
 from services.policy.balancing import Draw
 from services.router.decision import Decision
 from services.router.destination import Destination
@@ -210,7 +210,7 @@ class CallRecord:
         remaining_s: float,
         draw: Draw,
         excluded: Collection[str] = (),
-        service_class: ServiceClass = ORDINARY,
+        rules: Rules = NO_RULES,
         seen: Seen | None = None,
     ) -> Plan | YardError:
         """As `Planner.plan`."""
@@ -222,7 +222,7 @@ class CallRecord:
             remaining_s=remaining_s,
             draw=draw,
             excluded=excluded,
-            service_class=service_class,
+            rules=rules,
             seen=seen,
         )
         taken = take(
@@ -231,7 +231,7 @@ class CallRecord:
             own_zone=self._log.own_zone,
             excluded=excluded,
             draw=draw,
-            service_class=service_class,
+            service_class=rules.service_class,
             now_s=now_s,
         )
         begun = self._begun
@@ -250,7 +250,7 @@ class CallRecord:
                 draw.number,
                 draw.drawn,
                 tuple(excluded),
-                service_class,
+                rules.service_class,
                 taken,
                 seen,
                 plan,

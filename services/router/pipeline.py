@@ -211,6 +211,5 @@ def _begin(call: InferCall, snapshot: Snapshot, destination: Destination, remain
         deadline_source=allowed.source,
         strategy=destination.strategy,
         registry_revision=snapshot.revision,
-        service_class=rules.service_class,
         rules=rules,
     )

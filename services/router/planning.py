@@ -12,7 +12,8 @@ from services.domain.host import HostRecord
 from services.domain.model import schema_faults
 from services.domain.objects import Single
 from services.domain.request import InferCall
-from services.domain.service_class import ORDINARY, ServiceClass
+from services.domain.rules import NO_RULES, Rules
+from services.domain.service_class import ServiceClass
 from services.policy import balancing, choosing, scoring
 from services.policy.admission import Reject, RejectReason, admit_to_host
 from services.policy.scoring import VersionState
@@ -104,7 +105,7 @@ class Planner:
         remaining_s: float,
         draw: balancing.Draw,
         excluded: Collection[str] = (),
-        service_class: ServiceClass = ORDINARY,
+        rules: Rules = NO_RULES,
         seen: Seen | None = None,
     ) -> Plan | YardError:
         """Choose version and host.
@@ -116,7 +117,7 @@ class Planner:
             remaining_s: Seconds until the deadline.
             draw: The chance of this attempt.
             excluded: Ids of hosts not to use.
-            service_class: Whom the call is for.
+            rules: What the call lives by.
             seen: Told what was looked at.
 
         Returns:
@@ -135,7 +136,7 @@ class Planner:
                 remaining_s=remaining_s,
                 draw=draw,
                 excluded=excluded,
-                service_class=service_class,
+                rules=rules,
             )
             if seen is not None:
                 seen.looks.append(look)
@@ -167,7 +168,7 @@ class Planner:
         now_s: float,
         remaining_s: float,
         draw: balancing.Draw,
-        service_class: ServiceClass = ORDINARY,
+        rules: Rules = NO_RULES,
     ) -> tuple[CandidateView, ...]:
         """Every option and all of its hosts, as `plan` would see them."""
         looks = [
@@ -179,7 +180,7 @@ class Planner:
                 remaining_s=remaining_s,
                 draw=draw,
                 excluded=(),
-                service_class=service_class,
+                rules=rules,
             )
             for option in destination.options
         ]
@@ -194,7 +195,7 @@ class Planner:
                 look.filtered,
                 score,
                 None if look.pick is None else look.pick.predicted_s,
-                self._host_scores(look, now_s, service_class.band),
+                self._host_scores(look, now_s, rules.service_class.band),
             )
             for look, score in zip(looks, scores, strict=True)
         )
@@ -209,7 +210,7 @@ class Planner:
         remaining_s: float,
         draw: balancing.Draw,
         excluded: Collection[str],
-        service_class: ServiceClass,
+        rules: Rules,
     ) -> _Look:
         look = _Look(option, states=self._book.states(option))
         if call.inputs and not destination.one_schema and (faults := schema_faults(call.inputs, option.model.inputs)):
@@ -225,6 +226,7 @@ class Planner:
                 if zone in ("", record.zone) and record.host_id not in excluded
             ]
         if states:
+            service_class = rules.service_class
             look.pick = self._pick(option, states, now_s, draw, service_class.band)
             if look.pick.state.host.cuts(service_class.level, now_s):
                 look.pick = self._pick_uncut(look, states, now_s, draw, service_class)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from services.domain.errors import YardError
 from services.domain.request import InferCall
-from services.domain.service_class import ORDINARY, ServiceClass
+from services.domain.rules import NO_RULES, Rules
 from services.policy.balancing import Draw
 from services.router.decision import Decision
 from services.router.destination import Destination
@@ -29,7 +29,7 @@ class Plans(Protocol):
         remaining_s: float,
         draw: Draw,
         excluded: Collection[str] = (),
-        service_class: ServiceClass = ORDINARY,
+        rules: Rules = NO_RULES,
         seen: Seen | None = None,
     ) -> Plan | YardError:
         """As `Planner.plan`."""

@@ -5,7 +5,7 @@ names: there is no second implementation that could agree with the log while the
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -18,7 +18,7 @@ from services.domain.model import ModelKey, TensorMeta
 from services.domain.objects import RouteTarget
 from services.domain.request import InferCall
 from services.domain.rng import KeyedRng
-from services.domain.service_class import ServiceClass
+from services.domain.rules import Rules
 from services.domain.strategies import Split
 from services.policy.balancing import Draw
 from services.policy.scoring import VersionState
@@ -85,7 +85,7 @@ class Tally:
 @dataclass(slots=True)
 class _Call:
     logged: pb.LogCall
-    service_class: ServiceClass
+    rules: Rules
     arm: tuple[str, float] | None
     """As it is decided now; None if the route is no split down to a model."""
 
@@ -197,7 +197,7 @@ class Replay:
     def _take_call(self, logged: pb.LogCall) -> None:
         profile = self._named(self._profiles, logged.profile, "profile")
         call = profile._replace(request_id=logged.request_id, trace_id=logged.trace_id)
-        known = _Call(logged, service_class_from(logged.settled.service_class), None)
+        known = _Call(logged, Rules(service_class_from(logged.settled.service_class)), None)
         self._calls[logged.sequence] = known
         view = self._view(logged.revision)
         if view is None:
@@ -207,6 +207,7 @@ class Replay:
             destination = view.destination(call.name, call.version)
             left_s = logged.remaining_s if logged.HasField("remaining_s") else None
             rules, allowed = settle(call, view, destination, left_s)
+            known.rules = rules
             settled = settled_of(allowed.duration_s, allowed.source, rules.service_class, destination.strategy)
         except (ModelNotFound, VersionNotFound, NotSupported, InvalidRequest) as error:
             self._differ(
@@ -253,7 +254,9 @@ class Replay:
         assert self._planner is not None
         if destination.choice is None:
             raise NotSupported(f"'{destination.name}' leads over others")
-        own = logged.HasField("service_class")
+        rules = self._calls[logged.call].rules
+        if logged.HasField("service_class"):
+            rules = replace(rules, service_class=service_class_from(logged.service_class))
         draw = Draw(lambda: self._rng.bits(draw_key(call), f"host/{logged.number}"), logged.number)
         seen = Seen()
         plan = self._planner.plan(
@@ -263,7 +266,7 @@ class Replay:
             remaining_s=logged.remaining_s,
             draw=draw,
             excluded=tuple(logged.excluded),
-            service_class=service_class_from(logged.service_class) if own else self._calls[logged.call].service_class,
+            rules=rules,
             seen=seen,
         )
         return result_of(seen, plan, draw.drawn)

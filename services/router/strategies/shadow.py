@@ -5,7 +5,7 @@ the last in every queue, is not tried again, and ends with the router. Nothing t
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 from services.domain.deadline import Deadline
@@ -129,7 +129,7 @@ class Copies:
     async def _copy(self, course: Course, call: InferCall, destination: Destination, answered: Answered) -> None:
         await course.clock.sleep(0.0)  # a turn of the loop, in which the answer goes out
         leg = answered.decision.leg()
-        leg.service_class, leg.telling.copy = COPIES, True
+        leg.rules, leg.telling.copy = replace(leg.rules, service_class=COPIES), True
         deadline = Deadline.after(destination.route.default_timeout_s, course.clock)
         callee = destination.callees[1]
         copy = course.composes.asking(call)._replace(name=callee.name, version="")
