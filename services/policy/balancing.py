@@ -100,7 +100,8 @@ def pick(states: Sequence[VersionState], *, now_s: float, routers: int, draw: Dr
     ignores_penalties = draw.ignores_penalties
     for state in sample(states, draw.bits):
         predicted = completion_s(state, now_s, routers=routers, band=band)
-        penalty = 0.0 if ignores_penalties else penalty_s(state, now_s)
+        punished = (state.penalty_s or state.host.penalty_s) and not ignores_penalties
+        penalty = penalty_s(state, now_s) if punished else 0.0
         cost = predicted + penalty + state.absent_s
         since_s = now_s - state.ramps_from_s
         if since_s < RAMP_S:

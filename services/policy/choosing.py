@@ -28,6 +28,10 @@ class Prospect(NamedTuple):
     """Seconds after which the answer is too late: what is left of the deadline, or the model's own promise."""
 
 
+Rank = tuple[float, float, float]
+"""What is compared between prospects, the higher the better: by preference, then utility, then time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """What was chosen."""
@@ -76,33 +80,41 @@ def utility(strategy: Choose, prospect: Prospect) -> float:
     )
 
 
+SOLE = "the only candidate"
+
+
 def sole_reason(strategy: Single | Choose) -> str:
     """The reason where the first prospect is the only one that has to be looked at; what `choose` would say."""
     if isinstance(strategy, Choose):
-        return "the only candidate"
+        return SOLE
     return "the route's one version" if strategy.target.version else "newest version"
 
 
-def choose(strategy: Single | Choose, prospects: Sequence[Prospect], prefer: Preference) -> Choice | NothingFits:
+def choose(
+    strategy: Single | Choose, prospects: Sequence[Prospect], prefer: Preference, *, beaten: int = 0
+) -> Choice | NothingFits:
     """Choose one of `prospects`.
 
     Args:
         strategy: The route's.
         prospects: For `Single` the newest version first; for `Choose` in the route's order.
         prefer: What the caller values most; only `Choose` asks.
+        beaten: Further candidates, none of which could be better than the best of these. They count as open.
     """
     if isinstance(strategy, Single):
         return _first(strategy, prospects)
-    scores = tuple(0.0 if prospect.filtered else utility(strategy, prospect) for prospect in prospects)
-    best = -1
+    scores = [0.0] * len(prospects)
+    best, best_rank, open_count = -1, WORST, beaten
     for index, prospect in enumerate(prospects):
-        if not prospect.filtered and (
-            best < 0 or _rank(prefer, prospect, scores[index]) > _rank(prefer, prospects[best], scores[best])
-        ):
-            best = index
+        if not prospect.filtered:
+            open_count += 1
+            score = scores[index] = utility(strategy, prospect)
+            if (own := rank(prefer, prospect, score)) > best_rank:
+                best, best_rank = index, own
     if best < 0:
         return NothingFits()
-    return Choice(best, _reason(strategy, prefer, prospects, scores, best), scores)
+    reason = _reason(prefer, prospects[best], scores[best], open_count, len(prospects) + beaten)
+    return Choice(best, reason, tuple(scores))
 
 
 def _first(strategy: Single, prospects: Sequence[Prospect]) -> Choice | NothingFits:
@@ -117,28 +129,30 @@ def _first(strategy: Single, prospects: Sequence[Prospect]) -> Choice | NothingF
     return NothingFits()
 
 
-def _rank(prefer: Preference, prospect: Prospect, score: float) -> tuple[float, float, float]:
-    """What is compared: the preference, then utility, then time."""
-    match prefer:
-        case Preference.LATENCY:
-            return (-prospect.predicted_s, score, 0.0)
-        case Preference.COST:
-            return (-float(prospect.version.cost_microusd), score, -prospect.predicted_s)
-        case Preference.QUALITY:
-            return (prospect.version.quality or 0.0, score, -prospect.predicted_s)
-        case Preference.BALANCED:
-            return (score, -prospect.predicted_s, 0.0)
+WORST: Rank = (-math.inf, -math.inf, -math.inf)
+"""Of nothing at all."""
 
 
-def _reason(
-    strategy: Choose, prefer: Preference, prospects: Sequence[Prospect], scores: Sequence[float], best: int
-) -> str:
-    open_count = sum(1 for prospect in prospects if not prospect.filtered)
-    chosen = prospects[best]
+def rank(prefer: Preference, prospect: Prospect, score: float) -> Rank:
+    """What is compared, of an open prospect with that utility."""
+    if prefer is Preference.BALANCED:
+        return (score, -prospect.predicted_s, 0.0)
+    if prefer is Preference.LATENCY:
+        return (-prospect.predicted_s, score, 0.0)
+    if prefer is Preference.COST:
+        return (-float(prospect.version.cost_microusd), score, -prospect.predicted_s)
+    return (prospect.version.quality or 0.0, score, -prospect.predicted_s)
+
+
+def ceiling(strategy: Choose, version: ModelVersion, prefer: Preference) -> Rank:
+    """The rank of `version` if it answered at once; no prospect of it ranks higher, rounding included."""
+    best = Prospect(version, predicted_s=0.0)
+    return rank(prefer, best, utility(strategy, best))
+
+
+def _reason(prefer: Preference, chosen: Prospect, score: float, open_count: int, of: int) -> str:
     if open_count == 1:
-        if len(prospects) == 1:
-            return sole_reason(strategy)
-        return f"the only one of {len(prospects)} candidates that can answer"
+        return SOLE if of == 1 else f"the only one of {of} candidates that can answer"
     match prefer:
         case Preference.LATENCY:
             return f"soonest of {open_count}: {chosen.predicted_s * 1e3:.3g} ms predicted"
@@ -149,6 +163,6 @@ def _reason(
         case Preference.BALANCED:
             late = late_probability(chosen.predicted_s, chosen.limit_s)
             return (
-                f"highest utility of {open_count}, {scores[best]:.4g}: quality {chosen.version.quality or 0.0:g}, "
+                f"highest utility of {open_count}, {score:.4g}: quality {chosen.version.quality or 0.0:g}, "
                 f"{chosen.version.cost_microusd} µUSD, {late:.0%} too late"
             )

@@ -17,11 +17,12 @@ from services.router.attempting import AttemptFailed, Attempting, HostAnswer, fi
 from services.router.decision import Decision
 from services.router.destination import Destination
 from services.router.host_book import HostBook, take_standing
-from services.router.planning import NO_HOST_RETRY_S, Plan, Planner, take
+from services.router.planning import Plan, Planner, take
 from services.router.ports import Catalog, Feedback
 from services.router.recording import Plans
 from services.router.snapshot import Snapshot
 from services.router.strategies.course import draw_key
+from services.router.unanswerable import NO_HOST_RETRY_S
 
 
 class Asking:

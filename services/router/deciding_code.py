@@ -5,7 +5,14 @@ from functools import cache
 from pathlib import Path
 
 _SERVICES = Path(__file__).resolve().parents[1]
-_DECIDING = ("domain/*.py", "policy/*.py", "router/planning.py", "router/destination.py", "router/snapshot.py")
+_DECIDING = (
+    "domain/*.py",
+    "policy/*.py",
+    "router/destination.py",
+    "router/planning.py",
+    "router/snapshot.py",
+    "router/unanswerable.py",
+)
 
 
 @cache

@@ -8,6 +8,7 @@ from services.domain.host import HostRecord
 from services.domain.model import ModelKey, TensorMeta, TensorSpec, schema_faults
 from services.domain.objects import Choose, Model, ModelVersion, Route, RouteTarget, Single
 from services.domain.strategies import Ensemble, Fallback, Pipeline, Shadow, strategy_name
+from services.policy.shortlisting import Shortlists
 
 NAMED = 10
 """Most names that an error lists."""
@@ -51,6 +52,8 @@ class Destination:
     """Set if it is what a strategy names: not to be looked up by its name, which may be a route's too."""
     fitting: set[tuple[TensorMeta, ...]] = field(default_factory=set)
     """Inputs that were found to be well formed and to fit an option."""
+    shortlists: Shortlists = field(default_factory=Shortlists)
+    """In what order the options are looked at, where they are scored."""
 
     @property
     def strategy(self) -> str:
@@ -131,7 +134,7 @@ class Destination:
                 f"'{self.name}' has no version '{version[:LONGEST_NAME]}'; versions: {offered}",
                 metadata={"name": self.name, "version": version[:LONGEST_NAME]},
             )
-        return replace(self, options=options, fitting=set())
+        return replace(self, options=options, fitting=set(), shortlists=Shortlists())
 
     def leads_over(self, models: Collection[str]) -> bool:
         """Whether a change of one of `models` may be a change of this; over other routes, any may."""

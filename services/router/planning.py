@@ -7,10 +7,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from services.domain.errors import BudgetExhausted, NoCandidate, NoReadyHost, Overloaded, YardError
+from services.domain.errors import YardError
 from services.domain.host import HostRecord
 from services.domain.model import schema_faults
-from services.domain.objects import Single
+from services.domain.objects import Choose, Single
 from services.domain.request import InferCall
 from services.domain.rules import NO_RULES, Rules
 from services.domain.service_class import ServiceClass
@@ -19,10 +19,7 @@ from services.policy.admission import Reject, RejectReason, admit_to_host
 from services.policy.scoring import VersionState
 from services.router.decision import CandidateView, Decision
 from services.router.destination import Destination, Option
-
-NO_HOST_RETRY_S = 1.0
-"""When to try again while no host is ready: a load or a restart takes about that long at least."""
-
+from services.router.unanswerable import no_host, nothing_fits
 
 CUT_RETRY_S = 1.0
 """When to try again while every host refuses the class: cutoffs move once a second."""
@@ -75,7 +72,7 @@ class Seen:
     def __init__(self) -> None:
         """Nothing yet."""
         self.looks: list[_Look] = []
-        """What was looked at, in that order."""
+        """What was looked at: of a `choose` route's options those that could be the best one."""
         self.scores: tuple[float, ...] = ()
         """Of each look; empty where nothing was scored."""
 
@@ -126,7 +123,20 @@ class Planner:
         looks: list[_Look] = []
         strategy = destination.choice
         assert strategy is not None
-        stops_early, only = isinstance(strategy, Single), len(destination.options) == 1
+        only = len(destination.options) == 1
+        stops_early = isinstance(strategy, Single)
+        if isinstance(strategy, Choose) and not only:
+            return self._best(
+                call,
+                destination,
+                strategy,
+                now_s=now_s,
+                remaining_s=remaining_s,
+                draw=draw,
+                excluded=excluded,
+                rules=rules,
+                seen=seen,
+            )
         for option in destination.options:
             look = self._look(
                 call,
@@ -149,7 +159,59 @@ class Planner:
         _put_off_doubtful(looks)
         choice = choosing.choose(strategy, [_prospect(look, remaining_s) for look in looks], call.options.prefer)
         if isinstance(choice, choosing.NothingFits):
-            return _nothing(destination, looks)
+            return nothing_fits(destination, looks)
+        if seen is not None:
+            seen.scores = choice.scores
+        return self._planned(looks[choice.index], choice.reason)
+
+    def _best(
+        self,
+        call: InferCall,
+        destination: Destination,
+        strategy: Choose,
+        *,
+        now_s: float,
+        remaining_s: float,
+        draw: balancing.Draw,
+        excluded: Collection[str],
+        rules: Rules,
+        seen: Seen | None,
+    ) -> Plan | YardError:
+        """The plan with the best of many options; only those are looked at that may be it, all if none is sound."""
+        prefer, options = call.options.prefer, destination.options
+        looked: list[tuple[int, _Look]] = []
+        best, sound = choosing.WORST, False
+        for most, at in destination.shortlists.of(strategy, options, prefer):
+            if sound and most < best:
+                break
+            look = self._look(
+                call,
+                destination,
+                options[at],
+                now_s=now_s,
+                remaining_s=remaining_s,
+                draw=draw,
+                excluded=excluded,
+                rules=rules,
+            )
+            looked.append((at, look))
+            if not look.filtered and not look.doubtful:
+                prospect = _prospect(look, remaining_s)
+                own = choosing.rank(prefer, prospect, choosing.utility(strategy, prospect))
+                if own > best:
+                    best, sound = own, True
+        if sound and len(looked) == 1:
+            looks, prospects = [look], [prospect]
+        else:
+            looked.sort()  # by the route's order, in which the first of several equal ones wins
+            looks = [look for _, look in looked]
+            _put_off_doubtful(looks)
+            prospects = [_prospect(look, remaining_s) for look in looks]
+        choice = choosing.choose(strategy, prospects, prefer, beaten=len(options) - len(looks))
+        if seen is not None:
+            seen.looks = looks
+        if isinstance(choice, choosing.NothingFits):
+            return nothing_fits(destination, looks)
         if seen is not None:
             seen.scores = choice.scores
         return self._planned(looks[choice.index], choice.reason)
@@ -157,7 +219,7 @@ class Planner:
     def _planned(self, look: "_Look", reason: str) -> Plan:
         assert look.pick is not None
         state = look.pick.state
-        record = look.option.hosts[self._book.states(look.option).index(state)]
+        record = look.option.hosts[look.states.index(state)]
         return Plan(look.option, state, record, look.pick.predicted_s, reason)
 
     def candidates(
@@ -230,11 +292,11 @@ class Planner:
             look.pick = self._pick(option, states, now_s, draw, service_class.band)
             if look.pick.state.host.cuts(service_class.level, now_s):
                 look.pick = self._pick_uncut(look, states, now_s, draw, service_class)
-            if look.pick is not None and not look.filtered:
+            if look.pick is not None and look.pick.predicted_s > remaining_s and not look.filtered:
                 self._admit(look, look.pick, now_s, remaining_s)
         elif not look.filtered:
             look.no_host = True
-            look.filtered = _no_host(option, zone, excluded)
+            look.filtered = no_host(option, zone, excluded)
         return look
 
     def _pick(
@@ -309,40 +371,6 @@ def _prospect(look: _Look, remaining_s: float) -> choosing.Prospect:
     limit_s = remaining_s if slo_s is None else min(remaining_s, slo_s)
     # A penalty is part of what a call may suffer: it counts here, as it does between hosts.
     return choosing.Prospect(look.option.version, "", look.pick.cost_s, limit_s)
-
-
-def _no_host(option: Option, zone: str, excluded: Collection[str]) -> str:
-    if zone and option.hosts and not any(record.zone == zone for record in option.hosts):
-        zones = sorted({record.zone or "(none)" for record in option.hosts})
-        return f"no host of zone '{zone}' has it ready; zones that have: {', '.join(zones)}"
-    if excluded and option.hosts:
-        return f"no other host than {', '.join(excluded)} has it ready"
-    return "no host has it ready" + (f"; {option.elsewhere}" if option.elsewhere else "")
-
-
-def _nothing(destination: Destination, looks: Sequence[_Look]) -> YardError:
-    """The error for a call that no option can take: what time would heal goes before what it would not."""
-    name = destination.name
-    if not looks:
-        return NoReadyHost(
-            f"'{name}' has no version yet: apply a ModelVersion", retry_after_s=NO_HOST_RETRY_S, metadata={"name": name}
-        )
-    why = "; ".join(f"{look.option.key}: {look.filtered}" for look in looks)
-    rejected = [look.rejected for look in looks if look.rejected is not None]
-    queued = [reject for reject in rejected if reject.reason is RejectReason.QUEUE_TOO_LONG]
-    if queued:
-        return Overloaded(
-            f"'{name}' cannot answer in time: {why}",
-            retry_after_s=min(reject.retry_after_s for reject in queued),
-            metadata={"name": name},
-        )
-    if any(look.no_host for look in looks):
-        return NoReadyHost(
-            f"no host is ready for '{name}': {why}", retry_after_s=NO_HOST_RETRY_S, metadata={"name": name}
-        )
-    if rejected:
-        return BudgetExhausted(f"'{name}' cannot answer in time: {why}", metadata={"name": name})
-    return NoCandidate(f"'{name}' has no candidate for these wishes: {why}", metadata={"name": name})
 
 
 def take(decision: Decision, plan: Plan) -> None:
