@@ -22,7 +22,6 @@ from prometheus_client import (
 from prometheus_client.registry import Collector
 
 from services.chassis.hot_metrics import HotCounter, HotHistogram
-from services.domain.clock import Clock
 
 REGISTRY = CollectorRegistry()
 """All metrics of this process."""
@@ -91,34 +90,6 @@ def serve_metrics(port: int, host: str = "127.0.0.1", *, registry: CollectorRegi
     return stop
 
 
-LAG_EVERY_S = 0.1
-"""How often the event loop is asked how late it is; half of all 50 ms stalls are caught, and all of 100 ms."""
-
-LAG_WINDOW_S = 15.0
-"""The gauge shows the worst of this time, so that a scrape every 15 s misses none."""
-
-STALL_S = 0.05
-"""A loop later than this stalls its calls visibly."""
-
-
-async def watch_loop_lag(clock: Clock) -> None:
-    """Keep `EVENT_LOOP_LAG` and `EVENT_LOOP_STALLS` until cancelled; one task per process."""
-    worst_s, before_worst_s = 0.0, 0.0
-    window_end_s = clock.now_s() + LAG_WINDOW_S
-    while True:
-        start_s = clock.now_s()
-        await clock.sleep(LAG_EVERY_S)
-        now_s = clock.now_s()
-        lag_s = max(0.0, now_s - start_s - LAG_EVERY_S)
-        if lag_s >= STALL_S:
-            EVENT_LOOP_STALLS.inc()
-        if now_s >= window_end_s:
-            worst_s, before_worst_s = 0.0, worst_s
-            window_end_s = now_s + LAG_WINDOW_S
-        worst_s = max(worst_s, lag_s)
-        EVENT_LOOP_LAG.set(max(worst_s, before_worst_s))
-
-
 # --- every service -----------------------------------------------------------------------------
 
 BUILD = Info("modelyard_process", "Which service this process is: service, instance, version.", registry=REGISTRY)
@@ -158,17 +129,32 @@ ROUTER_REQUESTS = HotCounter(
     "modelyard_router_requests_total",
     "Calls answered, by what served them and how they ended.",
     ["route", "model", "version", "outcome"],
+    kept=["outcome"],
     registry=REGISTRY,
 )
 ROUTER_REQUEST_DURATION = HotHistogram(
     "modelyard_router_request_duration_seconds",
-    "Time from a call's arrival to its answer, by route.",
-    ["route"],
+    "Time from a call's arrival to its end, by what served it, for whom, and how it ended.",
+    ["route", "model", "version", "tenant", "tier", "outcome"],
+    kept=["outcome"],
+    first=["tenant"],
+    buckets=LATENCY_BUCKETS_S,
+    registry=REGISTRY,
+)
+ROUTER_STAGE_SECONDS = HotHistogram(
+    "modelyard_router_stage_seconds",
+    "Where the time of answered calls went: queue and compute as their hosts say, network what is left of the hop.",
+    ["model", "version", "stage"],
+    kept=["stage"],
     buckets=LATENCY_BUCKETS_S,
     registry=REGISTRY,
 )
 ROUTER_ATTEMPTS = HotCounter(
-    "modelyard_router_attempts_total", "Tries on hosts, by how they ended.", ["host", "status"], registry=REGISTRY
+    "modelyard_router_attempts_total",
+    "Tries on hosts, by how they ended.",
+    ["host", "status"],
+    kept=["status"],
+    registry=REGISTRY,
 )
 ROUTER_DECISION_SECONDS = HotHistogram(
     "modelyard_router_decision_seconds",

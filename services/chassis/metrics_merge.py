@@ -1,8 +1,9 @@
 """Several processes' metrics as one: what workers of one service count, added up.
 
 Counters and histograms add, and those of a process that ended stay in the sum for ever, so that none of them
-goes backwards. Gauges merge by the rule declared beside them, `instruments.GAUGE_MERGE`; one without a rule,
-and what describes a process rather than its work, gets a label `worker` instead of being merged.
+goes backwards. Of exemplars the latest stays. Gauges merge by the rule declared beside them,
+`instruments.GAUGE_MERGE`; one without a rule, and what describes a process rather than its work, gets a label
+`worker` instead of being merged.
 
 Lost is what a process counted after its last word and before an end that let it say no other, as by SIGKILL:
 at most what happened between two rounds of asking.
@@ -13,6 +14,7 @@ from typing import NamedTuple, TypeAlias
 
 import msgspec
 from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.core import Exemplar
 
 from services.chassis.instruments import GaugeMerge
 
@@ -33,6 +35,8 @@ class Sample(NamedTuple):
     name: str
     labels: _Labels
     value: float
+    exemplar: tuple[dict[str, str], float, float] | None = None
+    """Labels, value, and seconds since the Unix epoch."""
 
 
 class Family(NamedTuple):
@@ -54,9 +58,20 @@ def encode(registry: CollectorRegistry) -> bytes:
 
 def _families(metrics: Iterable[Metric]) -> list[Family]:
     return [
-        Family(m.name, m.type, m.documentation, [Sample(s.name, tuple(s.labels.items()), s.value) for s in m.samples])
+        Family(
+            m.name,
+            m.type,
+            m.documentation,
+            [Sample(s.name, tuple(s.labels.items()), s.value, _plain(s.exemplar)) for s in m.samples],
+        )
         for m in metrics
     ]
+
+
+def _plain(exemplar: Exemplar | None) -> tuple[dict[str, str], float, float] | None:
+    if exemplar is None:
+        return None
+    return dict(exemplar.labels), exemplar.value, float(exemplar.timestamp or 0.0)
 
 
 class _Sum:
@@ -66,11 +81,13 @@ class _Sum:
         self._rules = rules
         self._heads: dict[str, tuple[str, str]] = {}
         self._values: dict[str, dict[tuple[str, _Labels], float]] = {}
+        self._exemplars: dict[tuple[str, _Labels], tuple[dict[str, str], float, float]] = {}
 
     def copy(self) -> "_Sum":
         other = _Sum(self._rules)
         other._heads = dict(self._heads)
         other._values = {name: dict(values) for name, values in self._values.items()}
+        other._exemplars = dict(self._exemplars)
         return other
 
     def add(self, source: str, families: Iterable[Family]) -> None:
@@ -82,6 +99,10 @@ class _Sum:
             for sample in samples:
                 key = (sample.name, sample.labels + own)
                 known = values.get(key)
+                if sample.exemplar is not None:
+                    before = self._exemplars.get(key)
+                    if before is None or before[2] < sample.exemplar[2]:
+                        self._exemplars[key] = sample.exemplar
                 if known is None:
                     values[key] = sample.value
                 elif sample.name.endswith("_created"):
@@ -101,7 +122,8 @@ class _Sum:
         for name, (kind, text) in self._heads.items():
             metric = Metric(name, text, kind)
             for (sample, labels), value in self._values[name].items():
-                metric.add_sample(sample, dict(labels), value)
+                found = self._exemplars.get((sample, labels))
+                metric.add_sample(sample, dict(labels), value, exemplar=None if found is None else Exemplar(*found))
             yield metric
 
 

@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 import uvloop
 
 from services.chassis import config as settings
-from services.chassis.instruments import BUILD, watch_loop_lag
+from services.chassis.instruments import BUILD
+from services.chassis.loop_lag import watch_loop_lag
 from services.chassis.telemetry import logger, setup_logging
 from services.domain.clock import SystemClock
 from services.domain.errors import YardError

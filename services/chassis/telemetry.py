@@ -131,6 +131,7 @@ class Span:
         telemetry, self._telemetry = self._telemetry, None
         if telemetry is None:
             return
+        telemetry.entered.pop(self.context.span_id, None)
         start_wall_s, start_s = self._times
         telemetry.emit(
             FinishedSpan(
@@ -148,6 +149,8 @@ class Span:
 
     def __enter__(self) -> Self:
         self._token = attach(self.context)
+        if self._telemetry is not None:
+            self._telemetry.entered[self.context.span_id] = self
         return self
 
     def __exit__(
@@ -170,6 +173,7 @@ class _Unsampled(Span):
 
     def __init__(self, context: TraceContext) -> None:
         self.context = context
+        self._telemetry = None
         self._token = None
 
     @property
@@ -212,6 +216,8 @@ class Telemetry:
         self._otlp_endpoint = otlp_endpoint
         self._sample_ratio = sample_ratio
         self._clock = clock
+        self.entered: dict[str, Span] = {}
+        """Sampled spans that work goes on in, by their id."""
         self._export: SpanExport | None = None
         self._opening = threading.Lock()
         self._closed = False
@@ -292,6 +298,13 @@ class Telemetry:
             )
         )
         return context
+
+    def describe(self, context: TraceContext, attributes: Mapping[str, AttributeValue]) -> None:
+        """Add facts to the span of `context`, if it is one of this process that has not ended."""
+        span = self.entered.get(context.span_id)
+        if span is not None:
+            for key, value in attributes.items():
+                span.set(key, value)
 
     def now_s(self) -> float:
         """Monotonic seconds."""

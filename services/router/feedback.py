@@ -1,8 +1,11 @@
 """Tells metrics and traces how calls went. Log lines are for what an operator must know; a call is not."""
 
+from typing import NamedTuple
+
 from services.chassis import instruments
 from services.chassis.errors import status_of
 from services.chassis.hot_metrics import CounterChild, HistogramChild
+from services.chassis.span_export import AttributeValue
 from services.chassis.telemetry import Telemetry, current, logger
 from services.domain.clock import Clock
 from services.domain.errors import YardError
@@ -13,6 +16,25 @@ UNKNOWN = "(unknown)"
 """Label of calls whose name leads nowhere: what callers invent becomes no label."""
 
 
+KEPT = 4096
+"""Most children of one metric that are kept, however many label sets there are."""
+
+
+class Ends(NamedTuple):
+    """What counts calls that end alike."""
+
+    requests: CounterChild
+    durations: HistogramChild
+
+
+class StageTimes(NamedTuple):
+    """What counts where the time of one version's calls went."""
+
+    queue: HistogramChild
+    compute: HistogramChild
+    network: HistogramChild
+
+
 class Feedback:
     """Metrics and spans of calls; keeps the children of metrics, since looking them up costs more than counting."""
 
@@ -20,8 +42,8 @@ class Feedback:
         """Send spans to `telemetry`."""
         self._telemetry = telemetry
         self._clock = clock
-        self._requests: dict[tuple[str, str, str, str], CounterChild] = {}
-        self._durations: dict[str, HistogramChild] = {}
+        self._ends: dict[tuple[str, str, str, str, str, str], Ends] = {}
+        self._stages: dict[tuple[str, str], StageTimes] = {}
         self._attempts: dict[tuple[str, str], CounterChild] = {}
 
     def chosen(self, decision: Decision, duration_s: float) -> None:
@@ -43,16 +65,23 @@ class Feedback:
         key = (attempt.host_id, attempt_status(attempt))
         child = self._attempts.get(key)
         if child is None:
+            if len(self._attempts) >= KEPT:
+                self._attempts.clear()
             child = self._attempts[key] = instruments.ROUTER_ATTEMPTS.labels(*key)
         child.inc()
 
     def answered(self, decision: Decision) -> None:
         """The call was answered."""
-        self._count(decision, "OK")
+        stages = decision.stages
+        self._ended(decision, "OK", stages.total_s)
         if decision.record is not None:
             decision.record.ended(decision, "OK")
-        if decision.stages.total_s is not None:
-            self._observe(decision.route, decision.stages.total_s)
+        if decision.version is not None and stages.network_s is not None:
+            key = (decision.version.metadata.name, decision.version.version)
+            times = self._stages.get(key) or self._stage_times(key)
+            times.queue.observe(stages.queue_s or 0.0)
+            times.compute.observe(stages.compute_s or 0.0)
+            times.network.observe(stages.network_s)
 
     def degraded(self, decision: Decision) -> None:
         """The call was answered, though not as its route would rather have it."""
@@ -60,14 +89,13 @@ class Feedback:
 
     def cancelled(self, decision: Decision | None) -> None:
         """The caller went away, or its deadline passed."""
-        self._count(decision, "CANCELLED")
+        self._ended(decision, "CANCELLED", None)
         if decision is not None and decision.record is not None:
             decision.record.ended(decision, "CANCELLED")
 
     def failed(self, decision: Decision | None, error: YardError, duration_s: float) -> None:
         """The call failed."""
-        self._count(decision, status_of(error).name)
-        self._observe(UNKNOWN if decision is None else decision.route, duration_s)
+        self._ended(decision, status_of(error).name, duration_s)
         if decision is not None and decision.record is not None:
             decision.record.ended(decision, status_of(error).name)
 
@@ -88,20 +116,69 @@ class Feedback:
         elif copy.outcome == "failed":
             logger().debug("a shadow did not answer", route=copy.route, request_id=copy.request_id, why=copy.why)
 
-    def _count(self, decision: Decision | None, outcome: str) -> None:
+    def _ended(self, decision: Decision | None, outcome: str, duration_s: float | None) -> None:
+        """Count a call, and tell its span; `duration_s` is None if how long it took says nothing."""
         if decision is None:
-            key = (UNKNOWN, "", "", outcome)
-        elif decision.version is None:
-            key = (decision.route, "", "", outcome)
+            key = (UNKNOWN, "", "", "", "", outcome)
         else:
-            key = (decision.route, decision.version.metadata.name, decision.version.version, outcome)
-        child = self._requests.get(key)
-        if child is None:
-            child = self._requests[key] = instruments.ROUTER_REQUESTS.labels(*key)
-        child.inc()
+            version, whose = decision.version, decision.rules.service_class
+            if version is None:
+                key = (decision.route, "", "", whose.tenant, whose.tier, outcome)
+            else:
+                key = (decision.route, version.metadata.name, version.version, whose.tenant, whose.tier, outcome)
+        ends = self._ends.get(key) or self._ends_of(key)
+        ends.requests.inc()
+        if duration_s is not None:
+            ends.durations.observe(duration_s)
+        context = current()
+        if context is not None and context.sampled:
+            if duration_s is not None:
+                ends.durations.exemplify(duration_s, context.trace_id, self._clock.wall_s())
+            self._telemetry.describe(context, dict(zip(LABELS, key, strict=True)))
+            if decision is not None:
+                self._telemetry.describe(context, facts(decision))
 
-    def _observe(self, route: str, duration_s: float) -> None:
-        child = self._durations.get(route)
-        if child is None:
-            child = self._durations[route] = instruments.ROUTER_REQUEST_DURATION.labels(route)
-        child.observe(duration_s)
+    def _ends_of(self, key: tuple[str, str, str, str, str, str]) -> Ends:
+        if len(self._ends) >= KEPT:
+            self._ends.clear()
+        route, model, version, _, _, outcome = key
+        requests = instruments.ROUTER_REQUESTS.labels(route, model, version, outcome)
+        made = self._ends[key] = Ends(requests, instruments.ROUTER_REQUEST_DURATION.labels(*key))
+        return made
+
+    def _stage_times(self, key: tuple[str, str]) -> StageTimes:
+        if len(self._stages) >= KEPT:
+            self._stages.clear()
+        made = self._stages[key] = StageTimes(
+            *(instruments.ROUTER_STAGE_SECONDS.labels(*key, stage) for stage in StageTimes._fields)
+        )
+        return made
+
+
+LABELS = ("route", "model", "version", "tenant", "tier", "outcome")
+"""Of what counts ends; attributes of spans too."""
+
+
+def facts(decision: Decision) -> dict[str, AttributeValue]:
+    """What the span of a sampled call says of how it went; times in seconds."""
+    stages, tried = decision.stages, decision.attempts
+    found: dict[str, AttributeValue] = {
+        "strategy": decision.strategy,
+        "attempts": len(tried),
+        "retried": len(tried) > 1,
+        "revision": decision.registry_revision,
+        "choose_s": stages.choose_s,
+    }
+    if decision.reason:
+        found["reason"] = decision.reason
+    if decision.host is not None:
+        found["host"] = decision.host.host_id
+    if stages.network_s is not None:
+        found["queue_s"], found["compute_s"] = stages.queue_s or 0.0, stages.compute_s or 0.0
+        found["network_s"] = stages.network_s
+    told = decision.told
+    if told is not None and told.arm:
+        found["arm"] = told.arm
+    if told is not None and told.degraded_reason:
+        found["degraded"] = told.degraded_reason
+    return found

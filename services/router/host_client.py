@@ -98,7 +98,11 @@ class HostClient:
         attributes = {"host": host.host_id, "model": key.model, "version": key.version}
         with self._telemetry.span("attempt", kind="client", attributes=attributes) as span:
             try:
-                return await self._execute(host, key, payload, service_class, timeout_s)
+                answer = await self._execute(host, key, payload, service_class, timeout_s)
+                span.set("queue_s", answer.queue_s)
+                span.set("compute_s", answer.compute_s)
+                span.set("batch_size", answer.batch_size)
+                return answer
             except AttemptFailed as failure:
                 span.set("rpc.grpc.status_code", status_of(failure.error).name)
                 span.fail(failure.error)

@@ -1,6 +1,7 @@
 """One trace over caller, router and host, as a collector gets it."""
 
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -15,6 +16,11 @@ from tests.support.services import bench, eventually
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SILENT_TRACE = "1bf7651916cd43dd8448eb211c80319c"
+
+
+def facts_of(span: Span) -> dict[str, Any]:
+    """The attributes of a span."""
+    return {each.key: getattr(each.value, str(each.value.WhichOneof("value"))) for each in span.attributes}
 
 
 @pytest.mark.parametrize("dead_first", [False, True])
@@ -61,5 +67,21 @@ async def test_router_and_host_are_one_trace_with_right_parents(tmp_path: Path, 
     assert {span.kind for span in made_attempts} == {Span.SPAN_KIND_CLIENT}
     answered = [attempt for attempt in made_attempts if named("ModelHostService/Dispatch", attempt.span_id)]
     assert len(answered) == 1
+    said = facts_of(tried)
+    assert {key: said[key] for key in ("route", "model", "version", "tenant", "tier", "outcome")} == {
+        "route": "echo",
+        "model": "echo",
+        "version": "1.0.0",
+        "tenant": "",
+        "tier": "",
+        "outcome": "OK",
+    }
+    assert (said["attempts"], said["retried"]) == (1 + dead_first, dead_first)
+    of_hop = facts_of(answered[0])
+    assert said["host"] == of_hop["host"]
+    assert (said["queue_s"], said["compute_s"]) == (of_hop["queue_s"], of_hop["compute_s"])
+    hop_s = (answered[0].end_time_unix_nano - answered[0].start_time_unix_nano) / 1e9
+    # Of the hop nothing is left out or told twice, but for what the spans themselves take.
+    assert said["queue_s"] + said["compute_s"] + said["network_s"] == pytest.approx(hop_s, abs=0.005)
     failed = [attempt for attempt in made_attempts if attempt not in answered]
     assert [attempt.status.code for attempt in failed] == [2] * dead_first

@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, Metric, generate_latest
+from prometheus_client.core import Exemplar
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from services.chassis.hot_metrics import HotHistogram
 from services.chassis.instruments import GAUGE_MERGE, REGISTRY, GaugeMerge
 from services.chassis.metrics_merge import OF_A_PROCESS, Merge, encode
 
@@ -210,3 +212,31 @@ def test_every_gauge_has_a_rule_and_every_rule_a_gauge() -> None:
     gauges = {m.name for m in REGISTRY.collect() if m.type == "gauge" and not m.name.startswith(OF_A_PROCESS)}
 
     assert gauges == set(GAUGE_MERGE)
+
+
+def test_of_exemplars_the_latest_stays(merge: Merge) -> None:
+    for source, trace_id, at_s in (("a", "1" * 32, 20.0), ("b", "2" * 32, 30.0), ("c", "3" * 32, 10.0)):
+        registry = CollectorRegistry()
+        histogram = HotHistogram("took_seconds", "Time.", buckets=(1.0,), registry=registry).labels()
+        histogram.observe(0.5)
+        histogram.exemplify(0.5, trace_id, at_s)
+        merge.heard(source, encode(registry))
+
+    told = [sample for metric in merge.metrics() for sample in metric.samples if sample.exemplar is not None]
+
+    assert [(sample.labels["le"], sample.value, sample.exemplar) for sample in told] == [
+        ("1.0", 3.0, Exemplar({"trace_id": "2" * 32}, 0.5, 30.0))
+    ]
+
+
+def test_an_exemplar_of_a_process_that_ended_is_kept(merge: Merge) -> None:
+    registry = CollectorRegistry()
+    histogram = HotHistogram("took_seconds", "Time.", buckets=(1.0,), registry=registry).labels()
+    histogram.observe(2.0)
+    histogram.exemplify(2.0, "1" * 32, 20.0)
+    merge.heard("a", encode(registry))
+    merge.ended("a")
+
+    told = [sample for metric in merge.metrics() for sample in metric.samples if sample.exemplar is not None]
+
+    assert [sample.labels["le"] for sample in told] == ["+Inf"]

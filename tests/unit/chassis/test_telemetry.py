@@ -158,6 +158,31 @@ def test_record_reports_known_times_for_sampled_parents_only() -> None:
     assert same == UNSAMPLED
 
 
+def test_a_span_is_described_from_within_as_long_as_it_goes_on() -> None:
+    telemetry = KeptSpans()
+
+    with telemetry.span("work") as span:
+        with telemetry.span("part") as part:
+            telemetry.describe(span.context, {"route": "digits", "queue_s": 0.5})
+        telemetry.describe(part.context, {"late": True})
+
+    assert [(each.name, each.attributes) for each in telemetry.finished] == [
+        ("part", None),
+        ("work", {"route": "digits", "queue_s": 0.5}),
+    ]
+    assert not telemetry.entered
+
+
+def test_what_is_not_sampled_is_not_described() -> None:
+    telemetry = KeptSpans(sample_ratio=0.0)
+
+    with telemetry.span("work") as span:
+        telemetry.describe(span.context, {"route": "digits"})
+
+        assert not telemetry.entered
+    assert telemetry.finished == []
+
+
 def test_attributes_given_are_copied() -> None:
     telemetry = KeptSpans()
     given: dict[str, Any] = {"a": 1}
