@@ -196,7 +196,8 @@ async def test_both_workers_serve_the_port_and_what_they_count_adds_up(served: B
     assert sum(connections) == CHANNELS
     assert min(connections) > 0
     assert found["modelyard_router_requests_total model=echo outcome=OK route=echo version=1.0.0"] == 5 * CHANNELS
-    assert found["modelyard_router_request_duration_seconds_count route=echo"] == 5 * CHANNELS
+    of_all = "model=echo outcome=OK route=echo tenant= tier= version=1.0.0"
+    assert found[f"modelyard_router_request_duration_seconds_count {of_all}"] == 5 * CHANNELS
     assert {"process_start_time_seconds worker=0", "process_start_time_seconds worker=1"} <= set(found)
     assert second.returncode == 1
     assert re.fullmatch(rf"router: cannot start: {router.address} is in use: .*--address.*\n", second.stderr)
