@@ -69,7 +69,7 @@ chaos-registry: setup ## 300 rounds of faults on the registry and 1,000 paused l
 test-e2e: ## The whole mesh and third-party clients
 	$(PYTEST) tests/e2e
 
-.PHONY: bench bench-quick bench-guard bench-registry bench-host soak
+.PHONY: bench bench-quick bench-guard bench-registry bench-host bench-router soak
 bench: setup ## Measure the mesh beside bare gRPC and Envoy; writes benchmarks/README.md, last.json, hot_path.svg
 	@tools/bench_tools.sh && $(BIN)/python -m benchmarks.hot_path
 
@@ -84,6 +84,9 @@ bench-registry: setup ## What a registry of up to 100,000 objects costs; writes 
 
 bench-host: setup ## What a model host does under overload, and what a request costs; writes its part of benchmarks/README.md
 	@$(BIN)/python -m benchmarks.host
+
+bench-router: setup ## What the router's decisions cost, and what callers see of faults; writes its part of benchmarks/README.md
+	@$(BIN)/python -m benchmarks.router
 
 soak: setup ## A million requests, a tenth cancelled: what memory and descriptors do
 	@tools/bench_tools.sh && $(BIN)/python -m benchmarks.soak

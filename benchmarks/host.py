@@ -27,7 +27,7 @@ from benchmarks.conditions import conditions_now
 from benchmarks.figures import rounded
 from benchmarks.host_figures import SECTIONS, Figures, missed
 from benchmarks.host_models import SEED, Subject, real
-from benchmarks.measuring import machine_cpu_s
+from benchmarks.measuring import machine_cpu_s, spent_cpu_s
 from benchmarks.places import BUILD, FOLDER
 from services.domain.clock import SystemClock
 
@@ -110,11 +110,11 @@ async def run(arguments: argparse.Namespace, zoo: Mapping[str, Subject]) -> dict
     figures: Figures = {}
     with tempfile.TemporaryDirectory(prefix="modelyard-host-") as name:
         found = Run(Path(name), zoo, quick=arguments.quick, seed=arguments.seed)
-        began_s, machine_s, own_s = _CLOCK.now_s(), machine_cpu_s(), _own_s()
+        began_s, machine_s, own_s = _CLOCK.now_s(), machine_cpu_s(), spent_cpu_s()
         for section in arguments.sections:
             figures |= await found.section(section)
     took_s = _CLOCK.now_s() - began_s
-    others_s = machine_cpu_s() - machine_s - (_own_s() - own_s)
+    others_s = machine_cpu_s() - machine_s - (spent_cpu_s() - own_s)
     conditions = conditions_now(
         generator="grpc.aio",
         lead="aio",
@@ -129,12 +129,6 @@ async def run(arguments: argparse.Namespace, zoo: Mapping[str, Subject]) -> dict
     for each in missed(figures):
         _tell(f"missed: {each} {figures[each]:.4f}")
     return {each: rounded(value) for each, value in figures.items()}
-
-
-def _own_s() -> float:
-    """CPU seconds of this process and of those that it started and that have ended."""
-    times = psutil.Process().cpu_times()
-    return float(times.user + times.system + times.children_user + times.children_system)
 
 
 def main() -> None:

@@ -50,7 +50,15 @@ class Host:
     """One host. An async context manager; what is started here is ended here."""
 
     def __init__(
-        self, folder: Path, *, program: Sequence[str] = HOST, flags: Sequence[str] = (), memory_bytes: int = 2 << 30
+        self,
+        folder: Path,
+        *,
+        program: Sequence[str] = HOST,
+        flags: Sequence[str] = (),
+        memory_bytes: int = 2 << 30,
+        host_id: str = "bench-0",
+        registry: str = "",
+        address: str = "",
     ) -> None:
         """Keep cache and log in `folder`.
 
@@ -59,10 +67,15 @@ class Host:
             program: The module that is run, and its arguments before those of a host.
             flags: More arguments of a host.
             memory_bytes: What versions may take.
+            host_id: Its id.
+            registry: HOST:PORT of whom it reports to; empty: nobody.
+            address: HOST:PORT to serve on; empty: a free one, another at each start.
         """
         self._folder = folder
+        self._fixed_address = address
         self._program = program
         self._flags = (*flags, "--memory-bytes", str(memory_bytes))
+        self._named = ("--host-id", host_id, "--pool", "bench", "--registry", registry)
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: grpc.aio.Channel | None = None
         self.address = ""
@@ -70,10 +83,10 @@ class Host:
     async def __aenter__(self) -> Self:
         """Start it, and wait until it serves."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        self.address = f"127.0.0.1:{free_base_ports(1)[0]}"
+        self.address = self._fixed_address or f"127.0.0.1:{free_base_ports(1)[0]}"
         command = [
             *(sys.executable, "-m", *self._program),
-            *("--host-id", "bench-0", "--pool", "bench", "--registry", "", "--address", self.address),
+            *(*self._named, "--address", self.address),
             *("--metrics-port", "0", "--cache-dir", str(self._folder / "cache"), "--device", "cpu"),
             *self._flags,
         ]
@@ -90,11 +103,24 @@ class Host:
 
     async def __aexit__(self, *_: object) -> None:
         """End it: at once, for nothing is left in it that anybody wants."""
+        await self.close()
+
+    async def close(self) -> None:
+        """End it; it may be started again."""
         if self._channel is not None:
             await self._channel.close()
+        self.kill()
+
+    def kill(self) -> None:
+        """End it by SIGKILL, as a crash."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(END_WITHIN_S)
+
+    @property
+    def ended(self) -> bool:
+        """Whether its process has ended, or was not started."""
+        return self._process is None or self._process.poll() is not None
 
     @property
     def channel(self) -> grpc.aio.Channel:

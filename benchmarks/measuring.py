@@ -97,6 +97,12 @@ def machine_cpu_s() -> float:
     return float(sum(times) - times.idle - getattr(times, "iowait", 0.0))
 
 
+def spent_cpu_s() -> float:
+    """CPU seconds of this process and of those that it started and that have ended."""
+    times = psutil.Process().cpu_times()
+    return float(times.user + times.system + times.children_user + times.children_system)
+
+
 def measure(generator: Generator, subject: Subject, shape: Shape, seconds: float) -> dict[str, float]:
     """Load a subject once.
 

@@ -12,6 +12,7 @@ from modelyard.etcd.v3 import rpc_pb2 as etcd
 from modelyard.inference.v1 import inference_pb2, inference_pb2_grpc
 from modelyard.registry.v1 import objects_pb2, registry_pb2_grpc
 from modelyard.registry.v1 import registry_pb2 as pb
+from modelyard.type.v1 import resources_pb2
 from services.chassis.channels import open_channel
 from services.domain.clock import SystemClock
 from yardctl.errors import CommandError
@@ -133,6 +134,10 @@ class Yard:
     async def page(self, size: int, token: str = "") -> pb.ListResponse:
         """Read a page of all objects."""
         return await self._registry().List(pb.ListRequest(page_size=size, page_token=token), timeout=CALL_S)
+
+    async def hosts(self) -> list[resources_pb2.HostRecord]:
+        """The hosts that the registry lists."""
+        return list((await self._registry().ListHosts(pb.ListHostsRequest(), timeout=CALL_S)).hosts)
 
     async def routes(self, name: str) -> bool:
         """Whether the router knows a name."""
