@@ -49,7 +49,7 @@ proto-check: ## Fail if generated code is stale or a contract is broken
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against protos/released.binpb
 
-.PHONY: test test-fast test-integration test-chaos chaos-registry test-e2e
+.PHONY: test test-fast test-integration test-chaos chaos-registry chaos-router test-e2e
 test: setup lint types imports proto-check ## Set up, check, and run every test
 	$(PYTEST) $(PARALLEL) --durations=15
 	$(PYTEST) -m alone --durations=15
@@ -65,6 +65,9 @@ test-chaos: ## Faults
 
 chaos-registry: setup ## 300 rounds of faults on the registry and 1,000 paused leaders (10 min); one line of JSON
 	@$(BIN)/python -m tests.chaos.registry --rounds 300 --seed 1
+
+chaos-router: setup ## 200 hosts killed one after the other under load (5 min); one line of JSON
+	@$(BIN)/python -m tests.chaos.router_kills --kills 200 --seed 1
 
 test-e2e: ## The whole mesh and third-party clients
 	$(PYTEST) tests/e2e
