@@ -73,6 +73,7 @@ class Host:
         """
         self._folder = folder
         self._fixed_address = address
+        self._killed = False
         self._program = program
         self._flags = (*flags, "--memory-bytes", str(memory_bytes))
         self._named = ("--host-id", host_id, "--pool", "bench", "--registry", registry)
@@ -93,6 +94,7 @@ class Host:
         environ = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}"}
         with self._log.open("ab") as log:
             quiet = subprocess.DEVNULL
+            self._killed = False
             self._process = subprocess.Popen(command, cwd=ROOT, env=environ, stdin=quiet, stdout=log, stderr=log)
         try:
             await self._serving()
@@ -110,17 +112,19 @@ class Host:
         if self._channel is not None:
             await self._channel.close()
         self.kill()
+        if self._process is not None:
+            await asyncio.to_thread(self._process.wait, END_WITHIN_S)
 
     def kill(self) -> None:
-        """End it by SIGKILL, as a crash."""
+        """Send it SIGKILL, as a crash, and do not wait: whoever loads it meanwhile has calls to send."""
+        self._killed = True
         if self._process is not None:
             self._process.kill()
-            self._process.wait(END_WITHIN_S)
 
     @property
     def ended(self) -> bool:
-        """Whether its process has ended, or was not started."""
-        return self._process is None or self._process.poll() is not None
+        """Whether its process was killed, has ended, or was not started."""
+        return self._killed or self._process is None or self._process.poll() is not None
 
     @property
     def channel(self) -> grpc.aio.Channel:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
+from benchmarks import router_kills
 from benchmarks.host_load import Void
 from benchmarks.host_models import waiting
 from benchmarks.router_load import Load, attempts_of, diverted_after_s, p_ms, recovered_after_s
@@ -35,6 +36,7 @@ BEFORE_S = 1.5
 AFTER_S = 2.0
 OUTAGE_S = 5.0
 RECOVERY_S = 7.0
+KILLS = 20
 GOODPUT = 0.95
 LEAST_CALLS = 40
 """During a fault; a run with fewer is void."""
@@ -46,6 +48,9 @@ def _named() -> Iterator[tuple[str, str, Goal | None]]:
     yield "capacity_per_s", f"answers a second of {HOSTS} hosts that take {BASE_MS:g} ms a call", None
     for scenario in scenarios():
         yield from scenario.figures
+    yield "kills_hit", f"calls that {KILLS} kills of hosts, one after the other, caused to be sent again", None
+    yield "kills_errors", "calls that failed meanwhile", ("<=", 0.0)
+    yield "kills_extra_ms", "the longest of those sent again, beyond the others' P99, ms; hosts start meanwhile", None
     full = LOADS["full"]
     yield "outage_attempts_per_call", f"all hosts failing fast, {full:g} of capacity: attempts by call", ("<=", 1.10)
     yield "outage_later_attempts_per_call", "the same in the outage's second half", ("<=", 1.10)
@@ -129,8 +134,7 @@ class Run:
                 await self._yard.heal(host_id)
             healed_s = load.now_s
         load.check_generator()
-        # Calls that were under way at either end are of neither.
-        calls = load.between(struck_s + TIMEOUT_S / 10, healed_s - TIMEOUT_S / 10)
+        calls = load.between(struck_s, healed_s - TIMEOUT_S / 10)  # the last ones were under way when all came back
         if not calls or any(not each.failure for each in calls):
             raise Void("calls were answered although every host was to fail")
         later = [each for each in calls if each.due_s >= (struck_s + healed_s) / 2]
@@ -164,8 +168,9 @@ def _judged(load: Load, victim: str, *, struck_s: float, ends_s: float) -> Figur
         "p99_before_ms": p99_before_ms,
         "p99_ms": p_ms(concerned, 0.99, timeout_s=TIMEOUT_S),
     }
+    if after and again_ms:
+        found["extra_ms"] = max(0.0, max(again_ms) - p99_before_ms)
     if after:
-        found["extra_ms"] = max(0.0, max(again_ms, default=0.0) - p99_before_ms)
         found["errors_after"] = float(sum(bool(each.failure) for each in after))
     return found
 
@@ -184,7 +189,25 @@ async def figures(*, seed: int, only: Collection[str] = ()) -> Figures:
             for number, scenario in enumerate(each for each in chosen if said[each.variant.name]):
                 await run.scenario(scenario, yard.hosts[number % HOSTS])
             await run.outage()
-            return run.figures
+    if not only:
+        run.figures |= await _kills(seed)
+    return run.figures
+
+
+async def _kills(seed: int) -> Figures:
+    """Over hosts of their own.
+
+    Raises:
+        Void: Too few calls were hit.
+    """
+    with tempfile.TemporaryDirectory(prefix="modelyard-kills-") as name:
+        found = await router_kills.run(Path(name), kills=KILLS, seed=seed, tell=_tell)
+    found.check()
+    return {
+        "kills_hit": float(found.hit),
+        "kills_errors": float(found.failures.total()),
+        "kills_extra_ms": found.extra_ms,
+    }
 
 
 def table(figures: Mapping[str, float]) -> str:

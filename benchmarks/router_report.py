@@ -7,9 +7,8 @@ from textwrap import wrap
 
 from benchmarks.conditions import Conditions
 from benchmarks.figures import rounded
-from benchmarks.host_report import shown
 from benchmarks.places import PAGE
-from benchmarks.report import WIDTH, replaced_part
+from benchmarks.report import WIDTH, number, replaced_part
 from benchmarks.router_parts import TITLES, Figures, Part
 
 RECORD = "router.json"
@@ -64,6 +63,11 @@ def part_of_page(
     if notes:
         lines += ["", "Not measured, or void:", "", *(f"- {note}" for note in notes)]
     return lines
+
+
+def shown(value: float) -> str:
+    """A figure; shares and ratios near 1 need more digits than others."""
+    return f"{value:.3f}" if 0.9 <= value < 2.0 else number(value)
 
 
 def _section(part: Part, figures: Figures) -> Iterator[str]:

@@ -143,7 +143,7 @@ class FaultyYard:
         self._hosts[host_id].process.send_signal(signal.SIGSTOP)
 
     def kill(self, host_id: str) -> None:
-        """End a host by SIGKILL."""
+        """Send a host SIGKILL."""
         self._hosts[host_id].kill()
 
     async def heal(self, host_id: str) -> None:

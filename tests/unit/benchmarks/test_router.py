@@ -235,7 +235,7 @@ def test_the_page_says_what_was_missed_and_shows_a_parts_own_table() -> None:
     page = "\n".join(part_of_page(CONDITIONS, [plain, shown], figures, notes=["x"], seed=1, seconds=2.0))
 
     assert "| `hit_us` | 2.00 |  | a hit |" in page
-    assert "| `leaks` | 1.00 **missed** | ≤ 0 | pairs |" in page
+    assert "| `leaks` | 1.000 **missed** | ≤ 0 | pairs |" in page
     assert "| 2 |" in page
     assert "`hit_us` | 3.00" not in page
     assert "Goals that were missed: `leaks`." in page
