@@ -19,6 +19,10 @@ class Rules:
     tier: Tier | None = None
     tenant: Tenant | None = None
 
+    def most_attempts(self, of_route: int) -> int:
+        """Attempts that a call may have, whose route allows so many."""
+        return of_route if self.policy is None else min(of_route, self.policy.retry.max_attempts)
+
     @property
     def retry(self) -> RetryRules:
         """When failed calls are tried again."""

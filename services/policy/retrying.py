@@ -21,9 +21,6 @@ from services.domain.errors import (
     YardError,
 )
 
-BUDGET_SHARE = 0.1
-"""Retries that each first attempt pays for: the usual tenth."""
-
 BUDGET_BURST = 20.0
 """Retries that may come at once, and that a quiet route starts with."""
 
@@ -79,9 +76,9 @@ class RetryBudget:
         self._tokens = BUDGET_BURST * share
         self._at_s = now_s
 
-    def earn(self) -> None:
-        """Count a first attempt."""
-        self._tokens = min(self._most, self._tokens + BUDGET_SHARE)
+    def earn(self, retries: float) -> None:
+        """Count a first attempt, which pays for so many retries: a tenth as a rule."""
+        self._tokens = min(self._most, self._tokens + retries)
 
     def spend(self, now_s: float) -> bool:
         """Take one retry, if there is one."""
@@ -107,6 +104,8 @@ class Attempted:
     idempotent: bool
     in_good_standing: bool
     """The host went away, or refused a version that it had, and nothing spoke against it when the call was sent."""
+    pays: bool
+    """Whether its policy lets first attempts pay for retries at all."""
     remaining_s: float
     """Seconds until the deadline."""
     others: bool
@@ -154,6 +153,8 @@ def decide(attempted: Attempted, budget: RetryBudget, *, now_s: float, chance: f
             backoff_s = max(backoff_s, attempted.error.retry_after_s)
     if backoff_s >= attempted.remaining_s:
         return GiveUp("the deadline leaves no time for another")
+    if not attempted.in_good_standing and not attempted.pays:
+        return GiveUp("its policy pays for no retries")
     if not attempted.in_good_standing and not budget.spend(now_s):
         return GiveUp("the route's retry budget is spent")
     return Retry(attempted.others, backoff_s)

@@ -135,7 +135,7 @@ class Asking:
                 answer,
                 in_good_standing=standing.forgives(answer.error),
                 decision=decision,
-                most=most or destination.route.max_attempts,
+                most=most or decision.rules.most_attempts(destination.route.max_attempts),
             )
 
     async def _again(
@@ -166,6 +166,7 @@ class Asking:
                 most=most,
                 idempotent=call.options.idempotent,
                 in_good_standing=in_good_standing,
+                pays=decision.rules.retry.budget_share > 0.0,
                 remaining_s=deadline.at_s - now_s,
                 others=isinstance(plan, Plan),
             ),

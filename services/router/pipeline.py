@@ -118,9 +118,9 @@ class Pipeline:
             if (log := self._recorder) is not None:
                 decision.record = log.begin(call, snapshot, decision, self._planner, at_s=start_s, left_s=remaining_s)
             deadline = Deadline(start_s + decision.deadline_s, self._clock)
-            self._asking.budget(decision.route, start_s).earn()
+            self._asking.budget(decision.route, start_s).earn(decision.rules.retry.budget_share)
             if destination.choice is None:
-                course = self._course(destination, deadline)
+                course = self._course(destination, decision, deadline)
                 payload = await self._strategies.carry_out(course, call, destination, decision)
                 if decision.told is not None and decision.told.degraded_reason:
                     self._feedback.degraded(decision)
@@ -156,7 +156,7 @@ class Pipeline:
         snapshot, destination = self._find(call, now_s, runs=False)
         decision = _begin(call, snapshot, destination, remaining_s)
         if destination.choice is None:
-            course = self._course(destination, Deadline(now_s + decision.deadline_s, self._clock))
+            course = self._course(destination, decision, Deadline(now_s + decision.deadline_s, self._clock))
             self._strategies.plan(course, call, destination, decision)
         else:
             self._asking.plan_one(call, destination, decision, decision.deadline_s)
@@ -188,7 +188,7 @@ class Pipeline:
             destination.remember(call.inputs)
         return snapshot, destination
 
-    def _course(self, destination: Destination, deadline: Deadline) -> Course:
+    def _course(self, destination: Destination, decision: Decision, deadline: Deadline) -> Course:
         return Course(
             legs=self._asking,
             strategies=self._strategies,
@@ -196,7 +196,7 @@ class Pipeline:
             clock=self._clock,
             rng=self._rng,
             deadline=deadline,
-            most_attempts=destination.route.max_attempts,
+            most_attempts=decision.rules.most_attempts(destination.route.max_attempts),
             tally=Tally(),
         )
 

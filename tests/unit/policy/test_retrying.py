@@ -35,6 +35,7 @@ LOST = Attempted(
     most=3,
     idempotent=True,
     in_good_standing=False,
+    pays=True,
     remaining_s=10.0,
     others=True,
 )
@@ -151,7 +152,7 @@ def test_when_everything_fails_retries_stay_near_a_tenth_of_the_calls(calls: int
 
     for number in range(calls):
         now_s = seconds * number / calls
-        budget.earn()
+        budget.earn(0.1)
         retries += isinstance(decide(LOST, budget, now_s=now_s, chance=0.5), Retry)
 
     assert retries <= BUDGET_BURST + 0.1 * calls + seconds + 1
@@ -169,3 +170,22 @@ def test_a_call_that_found_no_connection_goes_elsewhere_whatever_it_does() -> No
     unsent = replace(LOST, never_sent=True, idempotent=False, number=3)
 
     assert decide(unsent, RetryBudget(0.0, share=1.0), now_s=0.0, chance=0.5) == Retry(True, 0.0)
+
+
+@given(st.integers(100, 3000), st.floats(0.0, 1.0))
+def test_when_everything_fails_retries_stay_near_what_the_policy_lets_calls_pay_for(calls: int, share: float) -> None:
+    budget, retries = RetryBudget(0.0, share=1.0), 0
+
+    for _ in range(calls):
+        budget.earn(share)
+        retries += isinstance(decide(LOST, budget, now_s=0.0, chance=0.5), Retry)
+
+    assert min(calls, int(share * calls)) <= retries <= BUDGET_BURST + share * calls
+
+
+def test_where_the_policy_pays_for_no_retries_only_free_ones_are_made() -> None:
+    unpaid, budget = replace(LOST, pays=False), RetryBudget(0.0, share=1.0)
+
+    assert decide(unpaid, budget, now_s=0.0, chance=0.5) == GiveUp("its policy pays for no retries")
+    free = replace(unpaid, in_good_standing=True)
+    assert isinstance(decide(free, budget, now_s=0.0, chance=0.5), Retry)
