@@ -37,6 +37,8 @@ def decision(found: inference_pb2.Decision) -> Table:
         row("part", f"{found.arm}, {100.0 * found.propensity:.4g} % of the calls")
     if found.degraded_reason:
         row("degraded", Text(found.degraded_reason, style="yellow"))
+    if found.refusal:
+        row("refused now", Text(found.refusal, style="yellow"))
     for step in found.steps:
         row("step", _step(step))
     if total_s is not None:

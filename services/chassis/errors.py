@@ -32,6 +32,8 @@ STATUS_OF: dict[type[YardError], grpc.StatusCode] = {
     domain.NoReadyHost: grpc.StatusCode.UNAVAILABLE,
     domain.ModelNotReady: grpc.StatusCode.UNAVAILABLE,
     domain.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    domain.TooManyInFlight: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    domain.RateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
     domain.HostUnavailable: grpc.StatusCode.UNAVAILABLE,
     domain.Draining: grpc.StatusCode.UNAVAILABLE,
     domain.StaleFencingToken: grpc.StatusCode.FAILED_PRECONDITION,

@@ -162,6 +162,12 @@ ROUTER_DECISION_SECONDS = HotHistogram(
     buckets=STAGE_BUCKETS_S,
     registry=REGISTRY,
 ).labels()
+ROUTER_REFUSED = Counter(
+    "modelyard_router_refused_total",
+    "Calls not let in, by the limit that they met: router, band, route, tier, tenant, tenant_rate.",
+    ["limit"],
+    registry=REGISTRY,
+)
 ROUTER_DEGRADED = Counter(
     "modelyard_router_degraded_total",
     "Calls answered by another than their route would rather have: a later one of a fallback, for instance.",

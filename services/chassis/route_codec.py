@@ -48,6 +48,7 @@ def route_from(metadata: objects.Metadata, spec: objects_pb2.RouteSpec) -> objec
         protected=spec.protected,
         inputs=tuple(spec_from(tensor) for tensor in spec.inputs),
         outputs=tuple(spec_from(tensor) for tensor in spec.outputs),
+        max_in_flight=spec.max_in_flight,
     )
 
 
@@ -63,6 +64,7 @@ def route_to(route: objects.Route) -> objects_pb2.RouteSpec:
         protected=route.protected,
         inputs=[spec_to(tensor) for tensor in route.inputs],
         outputs=[spec_to(tensor) for tensor in route.outputs],
+        max_in_flight=route.max_in_flight,
     )
     _put_strategy(route.strategy, spec)
     return spec

@@ -139,6 +139,18 @@ class Overloaded(YardError):
     reason = "OVERLOADED"
 
 
+class TooManyInFlight(Overloaded):
+    """Its route, its tier or its tenant has as many calls in flight as it may have."""
+
+    reason = "TOO_MANY_IN_FLIGHT"
+
+
+class RateLimited(Overloaded):
+    """Its tenant calls faster than it may."""
+
+    reason = "RATE_LIMITED"
+
+
 class HostUnavailable(YardError):
     """The host went away or broke off."""
 

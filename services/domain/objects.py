@@ -240,6 +240,8 @@ class Route:
     protected: bool = False
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
+    max_in_flight: int = 0
+    """Calls at once, over all routers; 0 is no limit."""
 
     @property
     def key(self) -> ObjectKey:

@@ -51,6 +51,8 @@ def route_faults(route: Route) -> list[Fault]:
                 f"{route.max_timeout_s} s must not be below the default of {route.default_timeout_s} s",
             )
         )
+    if route.max_in_flight < 0:
+        faults.append(Fault("route.max_in_flight", f"{route.max_in_flight} must not be negative; 0 is no limit"))
     return faults + range_faults(route.max_attempts, "route.max_attempts", 1, 10)
 
 

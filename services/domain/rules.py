@@ -1,6 +1,6 @@
 """The rules that one call lives by: its policy, the tier it falls into, and whose it is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from services.domain.objects import Policy, Tenant
 from services.domain.service_class import ORDINARY, ServiceClass
@@ -18,6 +18,14 @@ class Rules:
     """None if no policy holds: the defaults do."""
     tier: Tier | None = None
     tenant: Tenant | None = None
+    limited: bool = field(init=False)
+    """Whether its tier or its tenant bounds how many calls there may be."""
+
+    def __post_init__(self) -> None:
+        """Look once, not at every call."""
+        tier, tenant = self.tier, self.tenant
+        of_tenant = tenant is not None and (tenant.max_in_flight > 0 or tenant.rate_limit is not None)
+        object.__setattr__(self, "limited", of_tenant or (tier is not None and tier.max_in_flight > 0))
 
     def most_attempts(self, of_route: int) -> int:
         """Attempts that a call may have, whose route allows so many."""

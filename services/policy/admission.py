@@ -7,8 +7,17 @@ import enum
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from services.domain.service_class import LAST_BAND, ServiceClass
+
 LEAST_RETRY_S = 0.010
 """Shortest pause asked of a refused caller."""
+
+FULL_RETRY_S = 10 * LEAST_RETRY_S
+"""Pause asked of callers where too much is in flight: nobody knows when some of it ends."""
+
+KEPT_SHARE = 0.2
+"""The part of a router that only calls of the first band can fill to the end. Each later band leaves a little more of
+it free, and after the last one the sheddable tiers, in the same order."""
 
 
 class DeadlineSource(enum.Enum):
@@ -55,7 +64,11 @@ class RejectReason(enum.Enum):
     QUEUE_TOO_LONG = "QUEUE_TOO_LONG"
     """A host would make it, were it not for what waits there already."""
     ROUTER_FULL = "ROUTER_FULL"
-    """This router has as many calls as it can hold."""
+    """This router has as many calls as it can hold, or keeps what is left for those that go before."""
+    LIMIT_MET = "LIMIT_MET"
+    """As many calls are in flight as its route, its tier or its tenant may have."""
+    TOO_FAST = "TOO_FAST"
+    """Its tenant calls faster than it may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +104,23 @@ def admit_to_host(*, predicted_s: float, idle_s: float, remaining_s: float, meas
     return Reject(RejectReason.QUEUE_TOO_LONG, max(LEAST_RETRY_S, predicted_s - remaining_s))
 
 
-def admit_to_router(*, in_flight: int, most: int) -> Admit | Reject:
-    """Whether the router can hold one more call."""
-    return ADMIT if in_flight < most else Reject(RejectReason.ROUTER_FULL, 10 * LEAST_RETRY_S)
+def room_of(service_class: ServiceClass, *, most: int) -> int:
+    """How many calls a router may have in flight before it takes no more of a class.
+
+    Args:
+        service_class: The class.
+        most: Calls that the router holds at all.
+
+    Returns:
+        1 to `most`. Never more for a later band than for an earlier one, nor for any sheddable class than for one
+        that is not.
+    """
+    rank = service_class.band - 1 + (LAST_BAND if service_class.sheddable else 0)
+    return most - int(most * KEPT_SHARE * rank / (2 * LAST_BAND - 1))
+
+
+def admit_to_router(service_class: ServiceClass, *, in_flight: int, most: int) -> Admit | Reject:
+    """Whether a router that holds `most` calls takes one more of a class beside those in flight."""
+    if in_flight < room_of(service_class, most=most):
+        return ADMIT
+    return Reject(RejectReason.ROUTER_FULL, FULL_RETRY_S)

@@ -143,6 +143,7 @@ def _route_fields(route: Route) -> Iterator[tuple[str, Leaf]]:
     yield "route.default_timeout", seconds(route.default_timeout_s)
     yield "route.max_timeout", seconds(route.max_timeout_s)
     yield "route.max_attempts", route.max_attempts
+    yield "route.max_in_flight", route.max_in_flight
     yield "route.policy", or_none(route.policy)
     yield "route.owner", or_none(route.owner)
     yield "route.protected", route.protected

@@ -95,7 +95,12 @@ async def start(config: Config, process: Process) -> None:
         clock=clock,
         rng=KeyedRng(config.seed),
         fleet=Fleet(routers=config.senders, zone=config.zone, zone_way_s=config.zone_way_s),
-        limits=Limits(most_in_flight=config.max_in_flight, reserve_s=config.reserve_s, retry_share=config.share),
+        limits=Limits(
+            most_in_flight=config.max_in_flight,
+            reserve_s=config.reserve_s,
+            retry_share=config.share,
+            routers=config.routers,
+        ),
         counts=_counts(config),
         composes=Composer(),
         recorder=log,

@@ -38,7 +38,8 @@ class Config:
     seed: int = 0
     """Keys the chance in decisions, 0 to 2^64 - 1: the same seed, id and trace draw the same hosts."""
     routers: int = 1
-    """Routers that send to the same hosts, this one included: what the others send is guessed to be as much."""
+    """Routers that send to the same hosts, this one included: what the others send is guessed to be as much, and
+    this one keeps to its part of each limit of a route, a tier or a tenant."""
     zone: str = ""
     """Zone this router stands in; hosts of other zones count as further away. Empty: all are equally near."""
     zone_way_s: float = 0.002
@@ -47,7 +48,8 @@ class Config:
     """Seconds kept back from each deadline to carry the answer home, at most a tenth of it. Covers the
     99.9th percentile of one hop inside a zone."""
     max_in_flight: int = 4096
-    """Calls held at once, by all workers together; more are refused. With small tensors a call takes about 50 KB."""
+    """Calls held at once, by all workers together; more are refused. Only those of the first band get the last of
+    them: each later band leaves a little more free, up to a fifth. With small tensors a call takes about 50 KB."""
     otlp_endpoint: str | None = None
     """HOST:PORT of an OTLP collector. Empty sends no traces."""
     trace_ratio: float = 0.01

@@ -117,6 +117,8 @@ class Decision:
     """Only where the caller asked for an explanation."""
     told: Told | None = None
     """None where no strategy led over others."""
+    refusal: str = ""
+    """In a dry run: why the call would not be let in now; empty if it would."""
     record: "Record | None" = None
     """What is written down of it; None if nothing is."""
 

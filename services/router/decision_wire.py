@@ -128,6 +128,8 @@ def encode_decision(decision: Decision) -> bytes:
         parts.append(pb.Decision(service_class=service_class_to(decision.service_class)).SerializeToString())
     if decision.told is not None:
         parts.append(_encode_told(decision.told))
+    if decision.refusal:
+        parts.append(pb.Decision(refusal=decision.refusal).SerializeToString())
     if decision.candidates:
         parts.append(pb.Decision(candidates=map(_candidate_to, decision.candidates)).SerializeToString())
     return b"".join(parts)

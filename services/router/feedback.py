@@ -99,6 +99,10 @@ class Feedback:
         if decision is not None and decision.record is not None:
             decision.record.ended(decision, status_of(error).name)
 
+    def refused(self, limit: str) -> None:
+        """A call was not let in."""
+        instruments.ROUTER_REFUSED.labels(limit).inc()
+
     def copied(self, copy: CopyEnded) -> None:
         """A copy ended, or was not made. Where answers differ, a line says so: it is what a shadow is for."""
         instruments.ROUTER_COPIES.labels(copy.route, copy.outcome).inc()

@@ -13,17 +13,16 @@ from services.domain.deadline import Deadline
 from services.domain.errors import (
     Fault,
     InvalidRequest,
-    Overloaded,
     YardError,
 )
 from services.domain.model import tensor_faults
 from services.domain.request import InferCall
 from services.domain.rng import KeyedRng
-from services.policy.admission import Reject, admit_to_router
 from services.router.asking import Asking
 from services.router.attempting import Attempting, Hosts
 from services.router.decision import Decision
 from services.router.destination import Destination
+from services.router.entering import NOTHING, Entrance
 from services.router.host_book import HostBook
 from services.router.planning import Fleet, Planner
 from services.router.ports import Catalog, Counts, Feedback
@@ -44,6 +43,8 @@ class Limits:
     """Seconds of each deadline kept back to carry the answer home."""
     retry_share: float
     """The part of each retry budget, and of each shadow's bounds, that this process may use, in (0, 1]."""
+    routers: int = 1
+    """Routers, this one included, that share the limits of routes, tiers and tenants."""
 
 
 class Answer(NamedTuple):
@@ -89,6 +90,7 @@ class Pipeline:
             share=limits.retry_share,
         )
         self._counts = counts
+        self._entrance = Entrance(counts, most=limits.most_in_flight, routers=limits.routers, refused=feedback.refused)
         self._composes = composes
         self._recorder = recorder
         self._strategies = Strategies(feedback, share=limits.retry_share)
@@ -105,16 +107,13 @@ class Pipeline:
         """
         start_s = self._clock.now_s()
         decision: Decision | None = None
-        in_flight = self._counts.enter()
+        in_flight, counted = self._counts.enter(), NOTHING
         try:
-            admitted = admit_to_router(in_flight=in_flight, most=self._limits.most_in_flight)
-            if isinstance(admitted, Reject):
-                raise Overloaded(
-                    f"this router has {self._limits.most_in_flight} calls, the most it holds",
-                    retry_after_s=admitted.retry_after_s,
-                )
+            if in_flight >= self._limits.most_in_flight:
+                raise self._entrance.full()
             snapshot, destination = self._find(call, start_s, runs=True)
             decision = _begin(call, snapshot, destination, remaining_s)
+            counted = self._entrance.enter(decision.rules, destination.route, in_flight, start_s)
             if (log := self._recorder) is not None:
                 decision.record = log.begin(call, snapshot, decision, self._planner, at_s=start_s, left_s=remaining_s)
             deadline = Deadline(start_s + decision.deadline_s, self._clock)
@@ -137,6 +136,8 @@ class Pipeline:
             raise
         finally:
             self._counts.leave()
+            if counted:
+                self._entrance.leave(counted)
 
     async def close(self) -> None:
         """End what goes on after answers."""
@@ -160,6 +161,8 @@ class Pipeline:
             self._strategies.plan(course, call, destination, decision)
         else:
             self._asking.plan_one(call, destination, decision, decision.deadline_s)
+        refusal = self._entrance.refusal(decision.rules, destination.route, now_s)
+        decision.refusal = "" if refusal is None else refusal.message
         return decision
 
     def _find(self, call: InferCall, now_s: float, *, runs: bool) -> tuple[Snapshot, Destination]:

@@ -1,4 +1,4 @@
-"""What the pipeline needs of others: a view of the world, somebody to tell, and a count."""
+"""What the pipeline needs of others: a view of the world, somebody to tell, and counts."""
 
 from typing import Protocol
 
@@ -40,6 +40,41 @@ class Feedback(AttemptFeedback, CopyFeedback, Protocol):
         """The call failed; without a decision, before its name was known to mean anything."""
         ...
 
+    def refused(self, limit: str) -> None:
+        """A call, which then failed, was not let in; `limit` is the kind of the one it met."""
+        ...
+
+
+class Cell(Protocol):
+    """What is counted under one name; tokens are those of `policy/limiting`."""
+
+    share: float
+    """The part of the whole that is counted here, in (0, 1]: a limit holds for that part of it."""
+
+    def in_flight(self) -> int:
+        """Calls in flight."""
+        ...
+
+    def enter(self) -> None:
+        """Count one call in."""
+        ...
+
+    def leave(self) -> None:
+        """Count one call out."""
+        ...
+
+    def taken(self) -> int:
+        """Tokens taken in all."""
+        ...
+
+    def spilled(self) -> float:
+        """Tokens lost in all."""
+        ...
+
+    def take(self, spilled: float) -> None:
+        """Take a token, so many being lost by now."""
+        ...
+
 
 class Counts(Protocol):
     """Calls in flight, over all processes that share the limit."""
@@ -50,4 +85,12 @@ class Counts(Protocol):
 
     def leave(self) -> None:
         """Count one out."""
+        ...
+
+    def in_flight(self) -> int:
+        """How many there are."""
+        ...
+
+    def cell(self, name: tuple[str | float, ...]) -> Cell:
+        """What is counted for a limit of its own, by kind and name."""
         ...

@@ -154,6 +154,7 @@ routes = st.builds(
     st.booleans(),
     schemas,
     schemas,
+    max_in_flight=counts,
 )
 tiers = st.builds(
     Tier,

@@ -135,6 +135,7 @@ def test_the_rest_of_a_route_is_checked_whatever_its_strategy() -> None:
         default_timeout_s=0.0,
         max_timeout_s=-1.0,
         max_attempts=11,
+        max_in_flight=-1,
         owner="a\nb",
         inputs=(X, X),
         outputs=(replace(X, datatype="FP33"),),
@@ -146,6 +147,7 @@ def test_the_rest_of_a_route_is_checked_whatever_its_strategy() -> None:
         "route.outputs[0].datatype",
         "route.default_timeout",
         "route.max_timeout",
+        "route.max_in_flight",
         "route.max_attempts",
     ]
 

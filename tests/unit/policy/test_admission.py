@@ -1,7 +1,10 @@
 """How long a call may take, and whether it may enter."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from services.domain.service_class import LAST_BAND, ServiceClass
 from services.policy.admission import (
     ADMIT,
     Allowance,
@@ -11,6 +14,7 @@ from services.policy.admission import (
     admit_to_host,
     admit_to_router,
     allowance,
+    room_of,
 )
 
 
@@ -52,5 +56,33 @@ def test_a_time_that_the_host_has_not_measured_refuses_nobody() -> None:
 
 
 def test_a_full_router_refuses() -> None:
-    assert admit_to_router(in_flight=7, most=8) is ADMIT
-    assert isinstance(admit_to_router(in_flight=8, most=8), Reject)
+    first = ServiceClass(band=1)
+
+    assert admit_to_router(first, in_flight=7, most=8) is ADMIT
+    assert isinstance(admit_to_router(first, in_flight=8, most=8), Reject)
+
+
+CLASSES = st.builds(ServiceClass, band=st.integers(1, LAST_BAND), sheddable=st.booleans())
+
+
+@given(CLASSES, CLASSES, st.integers(1, 10_000), st.integers(0, 10_000))
+def test_no_class_is_refused_while_a_later_one_is_let_in(
+    one: ServiceClass, other: ServiceClass, most: int, in_flight: int
+) -> None:
+    earlier, later = sorted((one, other), key=lambda each: (each.sheddable, each.band))
+
+    if admit_to_router(later, in_flight=in_flight, most=most) is ADMIT:
+        assert admit_to_router(earlier, in_flight=in_flight, most=most) is ADMIT
+
+
+@given(CLASSES, st.integers(1, 10_000))
+def test_every_class_has_four_fifths_of_a_router_to_itself(service_class: ServiceClass, most: int) -> None:
+    assert 0.8 * most <= room_of(service_class, most=most) <= most
+
+
+def test_a_router_that_is_nearly_full_takes_earlier_bands_only() -> None:
+    classes = [ServiceClass(band=1), ServiceClass(band=4), ServiceClass(band=8), ServiceClass(band=1, sheddable=True)]
+
+    rooms = [room_of(each, most=1000) for each in (*classes, ServiceClass(band=8, sheddable=True))]
+
+    assert rooms == [1000, 960, 907, 894, 800]

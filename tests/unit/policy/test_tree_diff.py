@@ -122,7 +122,13 @@ STRATEGIES: tuple[Strategy, ...] = (
     ),
 )
 FULL_ROUTE = replace(
-    SINGLE, policy="standard", owner="ann", protected=True, inputs=FULL_MODEL.inputs, outputs=FULL_MODEL.outputs
+    SINGLE,
+    policy="standard",
+    owner="ann",
+    protected=True,
+    inputs=FULL_MODEL.inputs,
+    outputs=FULL_MODEL.outputs,
+    max_in_flight=9,
 )
 EMPTY_POLICY = Policy(Metadata("standard"), ())
 FULL_POLICY = Policy(

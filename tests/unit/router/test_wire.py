@@ -1,5 +1,6 @@
 """Calls in, decisions out."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -258,6 +259,10 @@ def test_a_decision_is_told_completely() -> None:
     parts = [stages.choose, stages.queue, stages.compute, stages.network, stages.total]
     assert [seconds_from(part) for part in parts] == pytest.approx([0.001, 0.002, 0.003, 0.004, 0.010])
     assert seconds_from(message.deadline) == 1.5
+
+
+def test_a_refusal_of_a_dry_run_is_told() -> None:
+    assert decision_wire.decision_to(replace(a_decision(), refusal="too many")).refusal == "too many"
 
 
 def test_what_did_not_happen_is_absent() -> None:

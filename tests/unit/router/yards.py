@@ -82,6 +82,7 @@ class Notes:
     cancellations: int = 0
     degradations: list[str] = field(default_factory=list)
     copies: list[CopyEnded] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
 
     def chosen(self, decision: Decision, duration_s: float) -> None:
         """Keep nothing."""
@@ -97,6 +98,10 @@ class Notes:
     def copied(self, copy: CopyEnded) -> None:
         """Keep it."""
         self.copies.append(copy)
+
+    def refused(self, limit: str) -> None:
+        """Keep it."""
+        self.refusals.append(limit)
 
     def degraded(self, decision: Decision) -> None:
         """Keep its reason."""
@@ -122,6 +127,7 @@ class World:
         *,
         zone: str = "",
         most_in_flight: int = 100,
+        routers: int = 1,
     ) -> None:
         """Route over `hosts`."""
         self.clock = ManualClock()
@@ -135,7 +141,7 @@ class World:
             clock=self.clock,
             rng=KeyedRng(0),
             fleet=Fleet(routers=1, zone=zone, zone_way_s=0.002),
-            limits=Limits(most_in_flight=most_in_flight, reserve_s=0.005, retry_share=1.0),
+            limits=Limits(most_in_flight=most_in_flight, reserve_s=0.005, retry_share=1.0, routers=routers),
             counts=LocalCounts(),
             composes=Composer(),
         )

@@ -164,13 +164,14 @@ def test_a_decision_of_a_route_over_others_says_its_part_and_its_steps() -> None
     )
     decision = inference_pb2.Decision(
         route="r", model="a", version="1", host="h", strategy="split", reason="why", arm="a:1", propensity=0.25,
-        degraded_reason="big: gone", steps=[step],
+        degraded_reason="big: gone", refusal="too many", steps=[step],
     )  # fmt: skip
 
-    assert text_of(render_decision.decision(decision))[2:5] == [
-        "part      a:1, 25 % of the calls",
-        "degraded  big: gone",
-        "step      big → b:1@h UNAVAILABLE 2.00 ms: gone",
+    assert text_of(render_decision.decision(decision))[2:6] == [
+        "part         a:1, 25 % of the calls",
+        "degraded     big: gone",
+        "refused now  too many",
+        "step         big → b:1@h UNAVAILABLE 2.00 ms: gone",
     ]
 
 

@@ -633,6 +633,7 @@ class Decision(_message.Message):
     PROPENSITY_FIELD_NUMBER: _builtins.int
     DEGRADED_REASON_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
     route: _builtins.str
     """The route (or model) the caller named."""
     model: _builtins.str
@@ -667,6 +668,8 @@ class Decision(_message.Message):
     """Of a split: the chance of that part, in [0, 1]."""
     degraded_reason: _builtins.str
     """Why this is not the answer that the route would rather give; empty if it is."""
+    refusal: _builtins.str
+    """In Explain: why the call would be refused at the entrance now, whatever is said of hosts; empty: it would not be."""
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
         """Every attempt, in order; the last one answered."""
@@ -717,10 +720,11 @@ class Decision(_message.Message):
         propensity: _builtins.float | None = ...,
         degraded_reason: _builtins.str = ...,
         steps: _abc.Iterable[Global___DecisionStep] | None = ...,
+        refusal: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_propensity", b"_propensity", "_quality", b"_quality", "deadline", b"deadline", "propensity", b"propensity", "quality", b"quality", "service_class", b"service_class", "stages", b"stages"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_propensity", b"_propensity", "_quality", b"_quality", "arm", b"arm", "attempts", b"attempts", "batch_size", b"batch_size", "candidates", b"candidates", "cost_microusd", b"cost_microusd", "deadline", b"deadline", "deadline_source", b"deadline_source", "degraded_reason", b"degraded_reason", "host", b"host", "model", b"model", "propensity", b"propensity", "quality", b"quality", "reason", b"reason", "registry_revision", b"registry_revision", "request_id", b"request_id", "route", b"route", "service_class", b"service_class", "stages", b"stages", "steps", b"steps", "strategy", b"strategy", "trace_id", b"trace_id", "version", b"version", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_propensity", b"_propensity", "_quality", b"_quality", "arm", b"arm", "attempts", b"attempts", "batch_size", b"batch_size", "candidates", b"candidates", "cost_microusd", b"cost_microusd", "deadline", b"deadline", "deadline_source", b"deadline_source", "degraded_reason", b"degraded_reason", "host", b"host", "model", b"model", "propensity", b"propensity", "quality", b"quality", "reason", b"reason", "refusal", b"refusal", "registry_revision", b"registry_revision", "request_id", b"request_id", "route", b"route", "service_class", b"service_class", "stages", b"stages", "steps", b"steps", "strategy", b"strategy", "trace_id", b"trace_id", "version", b"version", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__propensity: _TypeAlias = _typing.Literal["propensity"]  # noqa: Y015
     _WhichOneofArgType__propensity: _TypeAlias = _typing.Literal["_propensity", b"_propensity"]  # noqa: Y015

@@ -999,6 +999,7 @@ class RouteSpec(_message.Message):
     PROTECTED_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
+    MAX_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     description: _builtins.str
     """One line for people."""
     max_attempts: _builtins.int
@@ -1009,6 +1010,8 @@ class RouteSpec(_message.Message):
     """Who answers for it."""
     protected: _builtins.bool
     """True asks for an approval before it changes; for tools that gate changes."""
+    max_in_flight: _builtins.int
+    """Most calls at once that name it, over all routers; each has its part. 0: no limit."""
     @_builtins.property
     def single(self) -> Global___Single:
         """Always the same model."""
@@ -1081,10 +1084,11 @@ class RouteSpec(_message.Message):
         protected: _builtins.bool = ...,
         inputs: _abc.Iterable[_model_pb2.TensorSpec] | None = ...,
         outputs: _abc.Iterable[_model_pb2.TensorSpec] | None = ...,
+        max_in_flight: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cascade", b"cascade", "choose", b"choose", "default_timeout", b"default_timeout", "ensemble", b"ensemble", "fallback", b"fallback", "max_timeout", b"max_timeout", "pipeline", b"pipeline", "shadow", b"shadow", "single", b"single", "split", b"split", "strategy", b"strategy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cascade", b"cascade", "choose", b"choose", "default_timeout", b"default_timeout", "description", b"description", "ensemble", b"ensemble", "fallback", b"fallback", "inputs", b"inputs", "max_attempts", b"max_attempts", "max_timeout", b"max_timeout", "outputs", b"outputs", "owner", b"owner", "pipeline", b"pipeline", "policy", b"policy", "protected", b"protected", "shadow", b"shadow", "single", b"single", "split", b"split", "strategy", b"strategy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cascade", b"cascade", "choose", b"choose", "default_timeout", b"default_timeout", "description", b"description", "ensemble", b"ensemble", "fallback", b"fallback", "inputs", b"inputs", "max_attempts", b"max_attempts", "max_in_flight", b"max_in_flight", "max_timeout", b"max_timeout", "outputs", b"outputs", "owner", b"owner", "pipeline", b"pipeline", "policy", b"policy", "protected", b"protected", "shadow", b"shadow", "single", b"single", "split", b"split", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_strategy: _TypeAlias = _typing.Literal["single", "choose", "split", "shadow", "fallback", "cascade", "ensemble", "pipeline"]  # noqa: Y015
     _WhichOneofArgType_strategy: _TypeAlias = _typing.Literal["strategy", b"strategy"]  # noqa: Y015

@@ -119,7 +119,7 @@ class Tier(_message.Message):
     weight: _builtins.float
     """Its part of what is left, among the tiers of its band. Unset: 1."""
     max_in_flight: _builtins.int
-    """Most calls at once, over all routers. 0: no limit."""
+    """Most calls at once, over all routers; each has its part. 0: no limit."""
     sheddable: _builtins.bool
     """True lets its calls be dropped first when there is too much work."""
     preemption: Global___Preemption.ValueType
@@ -302,7 +302,7 @@ class TenantSpec(_message.Message):
     owner: _builtins.str
     """Who answers for it."""
     max_in_flight: _builtins.int
-    """Most calls at once, over all routers. 0: no limit."""
+    """Most calls at once, over all routers; each has its part. 0: no limit."""
     @_builtins.property
     def quotas(self) -> Global___Quotas:
         """How much may belong to it. An apply that goes over is refused. Unset: no limits."""
@@ -375,7 +375,7 @@ Global___Quotas: _TypeAlias = Quotas  # noqa: Y015
 
 @_typing.final
 class RateLimit(_message.Message):
-    """A token bucket."""
+    """A token bucket, over all routers; each has its part."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

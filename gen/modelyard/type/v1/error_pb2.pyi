@@ -76,6 +76,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """This replica is not the leader and cannot act (UNAVAILABLE, retry)."""
     ERROR_REASON_GATE_FAILED: _ErrorReason.ValueType  # 24
     """A check that stands before the change did not pass, and nothing was changed (FAILED_PRECONDITION)."""
+    ERROR_REASON_TOO_MANY_IN_FLIGHT: _ErrorReason.ValueType  # 25
+    """Its route, its tier or its tenant has as many calls in flight as it may have (RESOURCE_EXHAUSTED, RetryInfo)."""
+    ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 26
+    """Its tenant calls faster than it may (RESOURCE_EXHAUSTED, RetryInfo: there is a token then, if nobody takes it before)."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every reason a modelyard service gives for refusing or failing a call. The name
@@ -133,6 +137,10 @@ ERROR_REASON_NOT_LEADER: ErrorReason.ValueType  # 23
 """This replica is not the leader and cannot act (UNAVAILABLE, retry)."""
 ERROR_REASON_GATE_FAILED: ErrorReason.ValueType  # 24
 """A check that stands before the change did not pass, and nothing was changed (FAILED_PRECONDITION)."""
+ERROR_REASON_TOO_MANY_IN_FLIGHT: ErrorReason.ValueType  # 25
+"""Its route, its tier or its tenant has as many calls in flight as it may have (RESOURCE_EXHAUSTED, RetryInfo)."""
+ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 26
+"""Its tenant calls faster than it may (RESOURCE_EXHAUSTED, RetryInfo: there is a token then, if nobody takes it before)."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
