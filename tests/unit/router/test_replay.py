@@ -8,6 +8,8 @@ import pytest
 from modelyard.registry.v1 import registry_pb2
 from services.chassis.delimited import framed
 from services.chassis.object_codec import object_to
+from services.domain.objects import Metadata, Tenant
+from services.domain.tenancy import RateLimit
 from services.policy import balancing, choosing
 from services.policy.scoring import VersionState
 from services.router import replay, replaying
@@ -50,6 +52,23 @@ async def test_a_hundred_thousand_decisions_are_made_again(tmp_path: Path) -> No
     assert found.first is None
     assert found.choices > 100_000
     assert len(world.objects) > 3
+
+
+async def test_calls_that_are_not_let_in_are_not_written_and_the_rest_is_replayed(tmp_path: Path) -> None:
+    world = LoggedWorld(tmp_path, hosts=4)
+    revision = len(world.objects) + 1
+    acme = Tenant(Metadata("acme"), policy="default", tier="silver", rate_limit=RateLimit(1.0, 5))
+    world.objects[revision] = world.objects[revision - 1].changed(revision, [acme])
+    world.move()
+
+    await world.run(400)
+
+    found = world.replay()
+    assert found.first is None
+    assert found.calls == found.outcomes
+    assert 200 < found.calls < 350  # a quarter was of the tenant
+    asked = [entry.profile.options.tenant for entry in world.entries() if entry.WhichOneof("entry") == "profile"]
+    assert "acme" in asked
 
 
 async def test_another_constant_of_a_policy_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
