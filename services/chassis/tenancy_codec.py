@@ -11,6 +11,13 @@ _PREEMPTIONS = {
     tenancy.Preemption.NEVER: tenancy_pb2.PREEMPTION_NEVER,
 }
 _PREEMPTIONS_FROM = {number: preemption for preemption, number in _PREEMPTIONS.items()}
+_BALANCING = {
+    tenancy.BalancingStrategy.LEAST_COMPLETION: tenancy_pb2.BALANCING_STRATEGY_LEAST_COMPLETION,
+    tenancy.BalancingStrategy.ROUND_ROBIN: tenancy_pb2.BALANCING_STRATEGY_ROUND_ROBIN,
+    tenancy.BalancingStrategy.RANDOM: tenancy_pb2.BALANCING_STRATEGY_RANDOM,
+    tenancy.BalancingStrategy.LEAST_LOADED: tenancy_pb2.BALANCING_STRATEGY_LEAST_LOADED,
+}
+_BALANCING_FROM = {number: strategy for strategy, number in _BALANCING.items()}
 
 
 def policy_from(metadata: objects.Metadata, spec: tenancy_pb2.PolicySpec) -> objects.Policy:
@@ -23,6 +30,7 @@ def policy_from(metadata: objects.Metadata, spec: tenancy_pb2.PolicySpec) -> obj
         retry=_retry_from(spec.retry),
         hedge=_hedge_from(spec.hedge),
         price=_price_from(spec.price),
+        balancing=_balancing_from(spec.balancing),
     )
 
 
@@ -41,6 +49,7 @@ def policy_to(policy: objects.Policy) -> tenancy_pb2.PolicySpec:
             interval=duration_to(policy.price.interval_s),
             latency_weight=policy.price.latency_weight,
         ),
+        balancing=_balancing_to(policy.balancing),
     )
 
 
@@ -162,4 +171,33 @@ def _price_from(rules: tenancy_pb2.PriceRules) -> tenancy.PriceRules:
         step=rules.step if rules.HasField("step") else default.step,
         interval_s=seconds_from(rules.interval) if rules.HasField("interval") else default.interval_s,
         latency_weight=rules.latency_weight if rules.HasField("latency_weight") else default.latency_weight,
+    )
+
+
+def _balancing_from(message: tenancy_pb2.Balancing) -> tenancy.Balancing:
+    affinity, zones = tenancy.SessionAffinity(), tenancy.ZoneSpill()
+    return tenancy.Balancing(
+        strategy=_BALANCING_FROM.get(message.strategy, tenancy.BalancingStrategy.LEAST_COMPLETION),
+        affinity=tenancy.SessionAffinity(
+            enabled=message.affinity.enabled,
+            load_factor=message.affinity.load_factor
+            if message.affinity.HasField("load_factor")
+            else affinity.load_factor,
+        ),
+        zones=tenancy.ZoneSpill(
+            hysteresis=message.zones.hysteresis if message.zones.HasField("hysteresis") else zones.hysteresis,
+            margin_s=seconds_from(message.zones.margin) if message.zones.HasField("margin") else zones.margin_s,
+        ),
+    )
+
+
+def _balancing_to(balancing: tenancy.Balancing) -> tenancy_pb2.Balancing:
+    return tenancy_pb2.Balancing(
+        strategy=_BALANCING[balancing.strategy],
+        affinity=tenancy_pb2.SessionAffinity(
+            enabled=balancing.affinity.enabled, load_factor=balancing.affinity.load_factor
+        ),
+        zones=tenancy_pb2.ZoneSpill(
+            hysteresis=balancing.zones.hysteresis, margin=duration_to(balancing.zones.margin_s)
+        ),
     )

@@ -13,7 +13,7 @@ from services.domain.model import ModelKey, TensorSpec
 from services.domain.padding import Padding
 from services.domain.strategies import Choose, Fallback, Pipeline, RouteName, RouteTarget, Single, Strategy, named
 from services.domain.templates import Binding, Parameter
-from services.domain.tenancy import Budget, HedgeRules, PriceRules, Quotas, RateLimit, RetryRules, Tier
+from services.domain.tenancy import Balancing, Budget, HedgeRules, PriceRules, Quotas, RateLimit, RetryRules, Tier
 from services.domain.texts import is_dns_label
 
 __all__ = [
@@ -297,6 +297,7 @@ class Policy:
     retry: RetryRules = field(default_factory=RetryRules)
     hedge: HedgeRules = field(default_factory=HedgeRules)
     price: PriceRules = field(default_factory=PriceRules)
+    balancing: Balancing = field(default_factory=Balancing)
 
     @property
     def key(self) -> ObjectKey:

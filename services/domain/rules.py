@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 from services.domain.objects import Policy, Tenant
 from services.domain.service_class import ORDINARY, ServiceClass
-from services.domain.tenancy import HedgeRules, PriceRules, RetryRules, Tier
+from services.domain.tenancy import Balancing, HedgeRules, PriceRules, RetryRules, Tier
 
-_RETRY, _HEDGE, _PRICE = RetryRules(), HedgeRules(), PriceRules()
+_RETRY, _HEDGE, _PRICE, _BALANCING = RetryRules(), HedgeRules(), PriceRules(), Balancing()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +45,11 @@ class Rules:
     def price(self) -> PriceRules:
         """What money and lateness are worth."""
         return _PRICE if self.policy is None else self.policy.price
+
+    @property
+    def balancing(self) -> Balancing:
+        """Which of a version's hosts gets a call."""
+        return _BALANCING if self.policy is None else self.policy.balancing
 
 
 NO_RULES = Rules()

@@ -2,7 +2,7 @@
 
 import enum
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 BUDGET_PERIOD_S = 86_400.0
 
@@ -55,6 +55,40 @@ class PriceRules:
     step: float = 0.1
     interval_s: float = 5.0
     latency_weight: float = 1.0
+
+
+class BalancingStrategy(enum.Enum):
+    """How hosts are compared; all but the first are yardsticks."""
+
+    LEAST_COMPLETION = "LEAST_COMPLETION"
+    ROUND_ROBIN = "ROUND_ROBIN"
+    RANDOM = "RANDOM"
+    LEAST_LOADED = "LEAST_LOADED"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionAffinity:
+    """Keeps a session's calls on one host, while that has at most `load_factor` times the mean."""
+
+    enabled: bool = False
+    load_factor: float = 1.25
+
+
+@dataclass(frozen=True, slots=True)
+class ZoneSpill:
+    """When calls leave the router's zone."""
+
+    hysteresis: float = 0.1
+    margin_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Balancing:
+    """Which of the hosts that have a version ready gets a call."""
+
+    strategy: BalancingStrategy = BalancingStrategy.LEAST_COMPLETION
+    affinity: SessionAffinity = field(default_factory=SessionAffinity)
+    zones: ZoneSpill = field(default_factory=ZoneSpill)
 
 
 @dataclass(frozen=True, slots=True)

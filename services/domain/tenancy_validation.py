@@ -2,7 +2,7 @@
 
 from services.domain.errors import Fault
 from services.domain.objects import Policy, Tenant
-from services.domain.tenancy import Budget, PriceRules, RateLimit, Tier
+from services.domain.tenancy import Balancing, BalancingStrategy, Budget, PriceRules, RateLimit, Tier
 from services.domain.texts import line_faults, name_faults, note_faults, shown, too_many
 
 MAX_TIERS = 32
@@ -11,6 +11,9 @@ MAX_ATTEMPTS = 10
 MAX_RATE_PER_S = 1e9
 MAX_PERIOD_S = 366 * 86_400.0
 INTERVAL_S = (1.0, 60.0)
+LOAD_FACTOR = (1.0, 100.0)
+HYSTERESIS = (0.0, 10.0)
+MARGIN_S = (0.0, 60.0)
 
 
 def policy_faults(policy: Policy) -> list[Fault]:
@@ -38,7 +41,7 @@ def policy_faults(policy: Policy) -> list[Fault]:
     faults += range_faults(policy.retry.budget_share, "policy.retry.budget_share", 0, 1)
     if not 0.5 <= policy.hedge.after_quantile < 1.0:
         faults.append(Fault("policy.hedge.after_quantile", f"{policy.hedge.after_quantile} must be in [0.5, 1)"))
-    return faults + _price_faults(policy.price)
+    return faults + _price_faults(policy.price) + _balancing_faults(policy.balancing)
 
 
 def tenant_faults(tenant: Tenant) -> list[Fault]:
@@ -114,6 +117,17 @@ def _price_faults(price: PriceRules) -> list[Fault]:
     faults += range_faults(price.step, f"{at}.step", 0, 1)
     faults += range_faults(price.interval_s, f"{at}.interval", *INTERVAL_S)
     return faults + worth_faults(price.latency_weight, f"{at}.latency_weight")
+
+
+def _balancing_faults(balancing: Balancing) -> list[Fault]:
+    at, affinity = "policy.balancing", balancing.affinity
+    faults = []
+    if affinity.enabled and balancing.strategy is not BalancingStrategy.LEAST_COMPLETION:
+        text = f"sessions are kept together by LEAST_COMPLETION alone, not by {balancing.strategy.value}"
+        faults.append(Fault(f"{at}.affinity.enabled", text))
+    faults += range_faults(affinity.load_factor, f"{at}.affinity.load_factor", *LOAD_FACTOR)
+    faults += range_faults(balancing.zones.hysteresis, f"{at}.zones.hysteresis", *HYSTERESIS)
+    return faults + range_faults(balancing.zones.margin_s, f"{at}.zones.margin", *MARGIN_S)
 
 
 def _rate_faults(rate: RateLimit) -> list[Fault]:

@@ -188,6 +188,11 @@ def _policy_fields(policy: Policy) -> Iterator[tuple[str, Leaf]]:
     yield "policy.price.step", policy.price.step
     yield "policy.price.interval", seconds(policy.price.interval_s)
     yield "policy.price.latency_weight", policy.price.latency_weight
+    yield "policy.balancing.strategy", policy.balancing.strategy.value
+    yield "policy.balancing.affinity.enabled", policy.balancing.affinity.enabled
+    yield "policy.balancing.affinity.load_factor", policy.balancing.affinity.load_factor
+    yield "policy.balancing.zones.hysteresis", policy.balancing.zones.hysteresis
+    yield "policy.balancing.zones.margin", seconds(policy.balancing.zones.margin_s)
 
 
 def _tenant_fields(tenant: Tenant) -> Iterator[tuple[str, Leaf]]:

@@ -114,6 +114,7 @@ class VersionState:
         "in_flight",
         "in_flight_of",
         "known_since_s",
+        "last_sent_s",
         "measured_at_s",
         "penalty_s",
         "per_item_s",
@@ -145,6 +146,8 @@ class VersionState:
         self.in_flight = 0
         self.in_flight_of = [0] * (LAST_BAND + 1)
         """Own calls that it has, by band."""
+        self.last_sent_s = -math.inf
+        """When it last got an own call."""
         self.sent_since = 0
         self.queued = 0
         self.queued_up_to: tuple[int, ...] = ()
@@ -253,6 +256,7 @@ def sent(state: VersionState, now_s: float, band: int = DEFAULT_BAND) -> float:
     state.in_flight += 1
     state.in_flight_of[band] += 1
     state.sent_since += 1
+    state.last_sent_s = now_s
     state.host.in_flight += 1
     state.host.work_s += work_s
     return work_s

@@ -28,11 +28,11 @@ from services.router.decision_log import DecisionLog
 from services.router.feedback import Feedback
 from services.router.frames import Received
 from services.router.host_client import HostClient
+from services.router.host_picking import Fleet
 from services.router.log_entries import Entries, Origin
 from services.router.log_files import LogFiles
 from services.router.many import Many
 from services.router.pipeline import Limits, Pipeline
-from services.router.planning import Fleet
 from services.router.ports import Counts
 from services.router.servicer import Calls, InferenceServicer, encoded, request_ids
 from services.router.snapshot import Snapshot

@@ -9,6 +9,7 @@ _DECIDING = (
     "domain/*.py",
     "policy/*.py",
     "router/destination.py",
+    "router/host_picking.py",
     "router/planning.py",
     "router/snapshot.py",
     "router/unanswerable.py",

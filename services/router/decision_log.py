@@ -231,7 +231,7 @@ class CallRecord:
             own_zone=self._log.own_zone,
             excluded=excluded,
             draw=draw,
-            service_class=rules.service_class,
+            rules=rules,
             now_s=now_s,
         )
         begun = self._begun

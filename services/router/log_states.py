@@ -12,10 +12,11 @@ from modelyard.inference.v1 import decision_log_pb2 as pb
 from modelyard.type.v1 import model_pb2
 from services.domain.host import HostRecord
 from services.domain.model import ModelKey
-from services.domain.service_class import ServiceClass
+from services.domain.rules import Rules
 from services.policy import balancing
 from services.policy.scoring import HostState, Prior, VersionState
 from services.router.destination import Option
+from services.router.host_picking import compares_all
 from services.router.planning import Seen
 
 TAKEN_WHOLE = 2 * balancing.SAMPLE
@@ -23,7 +24,7 @@ TAKEN_WHOLE = 2 * balancing.SAMPLE
 
 _OF_STATE = (
     "absent_s", "base_s", "per_item_s", "batch_cap", "failed_at_s", "in_flight", "measured_at_s", "penalty_s", "queued",
-    "queued_at_s", "ramps_from_s", "sent_since", "queued_up_to",
+    "queued_at_s", "ramps_from_s", "sent_since", "queued_up_to", "last_sent_s",
 )  # fmt: skip
 _OF_HOST = ("cutoff", "cutoff_at_s", "failed_at_s", "in_flight", "network_s", "penalty_s", "work_s")
 _OF_PRIOR = ("base_s", "per_item_s")
@@ -66,7 +67,7 @@ def take(
     own_zone: str,
     excluded: Collection[str],
     draw: balancing.Draw,
-    service_class: ServiceClass,
+    rules: Rules,
     now_s: float,
 ) -> list[Taken]:
     """The states that a plan read, and perhaps others, as they are now.
@@ -77,20 +78,21 @@ def take(
         own_zone: The one that the router stands in; empty for any.
         excluded: Ids of hosts that were not to be used.
         draw: The chance of the attempt.
-        service_class: Whom the call is for.
+        rules: What the call lives by.
         now_s: When the plan was made.
     """
     taken = []
+    whole = compares_all(rules)
     for look in seen.looks:
         if look.pick is None and look.rejected is None:
             continue  # its states were not looked at
         option, states = look.option, look.states
-        if len(states) <= TAKEN_WHOLE:
+        if whole or len(states) <= TAKEN_WHOLE:
             key = option.key
             taken += [Taken(record, key, facts_of(state)) for state, record in zip(states, option.hosts, strict=True)]
             continue
         compared = _compared(look.states, option, zone=zone, own_zone=own_zone, excluded=excluded, draw=draw)
-        if any(states[at].host.cuts(service_class.level, now_s) for at in compared):
+        if any(states[at].host.cuts(rules.service_class.level, now_s) for at in compared):
             compared = range(len(states))  # then others were compared in their place
         taken += [Taken(option.hosts[at], option.key, facts_of(states[at])) for at in compared]
     return taken
@@ -141,6 +143,7 @@ def state_from(message: pb.LogState) -> VersionState:
     state.measured_at_s = message.measured_at_s
     state.failed_at_s, state.penalty_s = message.failed_at_s, message.penalty_s
     state.in_flight, state.sent_since = message.in_flight, message.sent_since
+    state.last_sent_s = message.last_sent_s
     state.queued, state.queued_at_s = message.queued, message.queued_at_s
     state.queued_up_to = tuple(message.queued_up_to)
     if message.in_flight_of:

@@ -24,7 +24,8 @@ from services.router.decision import Decision
 from services.router.destination import Destination
 from services.router.entering import NOTHING, Entrance
 from services.router.host_book import HostBook
-from services.router.planning import Fleet, Planner
+from services.router.host_picking import Fleet
+from services.router.planning import Planner
 from services.router.ports import Catalog, Counts, Feedback
 from services.router.recording import Recorder
 from services.router.settling import settle

@@ -13,28 +13,16 @@ from services.domain.model import schema_faults
 from services.domain.objects import Choose, Single
 from services.domain.request import InferCall
 from services.domain.rules import NO_RULES, Rules
-from services.domain.service_class import ServiceClass
 from services.policy import balancing, choosing, scoring
 from services.policy.admission import Reject, RejectReason, admit_to_host
 from services.policy.scoring import VersionState
 from services.router.decision import CandidateView, Decision
 from services.router.destination import Destination, Option
+from services.router.host_picking import Fleet, HostPicking
 from services.router.unanswerable import no_host, nothing_fits
 
 CUT_RETRY_S = 1.0
 """When to try again while every host refuses the class: cutoffs move once a second."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fleet:
-    """What this router is told of its surroundings."""
-
-    routers: int
-    """Routers that send to the same hosts, this one included."""
-    zone: str
-    """The zone it stands in; empty: all hosts are equally near."""
-    zone_way_s: float
-    """Added to the prediction of hosts of another zone."""
 
 
 class Plan(NamedTuple):
@@ -92,6 +80,7 @@ class Planner:
         """Plan with the states of `book`."""
         self._book = book
         self._fleet = fleet
+        self._picking = HostPicking(fleet)
 
     def plan(
         self,
@@ -289,9 +278,9 @@ class Planner:
             ]
         if states:
             service_class = rules.service_class
-            look.pick = self._pick(option, states, now_s, draw, service_class.band)
+            look.pick = self._picking.pick(option, look.states, states, now_s=now_s, draw=draw, rules=rules)
             if look.pick.state.host.cuts(service_class.level, now_s):
-                look.pick = self._pick_uncut(look, states, now_s, draw, service_class)
+                look.pick = self._pick_uncut(look, states, now_s, draw, rules)
             if look.pick is not None and look.pick.predicted_s > remaining_s and not look.filtered:
                 self._admit(look, look.pick, now_s, remaining_s)
         elif not look.filtered:
@@ -299,33 +288,19 @@ class Planner:
             look.filtered = no_host(option, zone, excluded)
         return look
 
-    def _pick(
-        self, option: Option, states: Sequence[VersionState], now_s: float, draw: balancing.Draw, band: int
-    ) -> balancing.Pick:
-        routers, zone = self._fleet.routers, self._fleet.zone
-        if not zone:
-            return balancing.pick(states, now_s=now_s, routers=routers, draw=draw, band=band)
-        zones = {state: record.zone for state, record in zip(self._book.states(option), option.hosts, strict=True)}
-        near = [state for state in states if zones[state] == zone]
-        far = [state for state in states if zones[state] != zone]
-        if not near or not far:
-            return balancing.pick(near or far, now_s=now_s, routers=routers, draw=draw, band=band)
-        local = balancing.pick(near, now_s=now_s, routers=routers, draw=draw, band=band)
-        remote = balancing.pick(far, now_s=now_s, routers=routers, draw=draw, band=band)
-        return balancing.nearest(local, remote, way_s=self._fleet.zone_way_s)
-
     def _pick_uncut(
         self,
         look: _Look,
         states: Sequence[VersionState],
         now_s: float,
         draw: balancing.Draw,
-        service_class: ServiceClass,
+        rules: Rules,
     ) -> balancing.Pick | None:
         """The pick among hosts that do not refuse the class now; None if all do, and `look` then says so."""
+        service_class = rules.service_class
         uncut = [state for state in states if not state.host.cuts(service_class.level, now_s)]
         if uncut:
-            return self._pick(look.option, uncut, now_s, draw, service_class.band)
+            return self._picking.pick(look.option, look.states, uncut, now_s=now_s, draw=draw, rules=rules)
         look.rejected = Reject(RejectReason.QUEUE_TOO_LONG, CUT_RETRY_S)
         look.filtered = look.filtered or f"every host that has it refuses calls of band {service_class.band} now"
         return None

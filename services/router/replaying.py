@@ -24,9 +24,10 @@ from services.policy.balancing import Draw
 from services.policy.scoring import VersionState
 from services.policy.splitting import arm_of, hash_key
 from services.router.destination import Destination, Option
+from services.router.host_picking import Fleet
 from services.router.log_entries import FORMAT, PREFERENCES, result_of, settled_of
 from services.router.log_states import state_from, unknown
-from services.router.planning import Fleet, Planner, Seen
+from services.router.planning import Planner, Seen
 from services.router.settling import settle
 from services.router.snapshot import Objects, Snapshot
 from services.router.strategies.course import draw_key

@@ -46,7 +46,20 @@ from services.domain.strategies import (
     TensorSource,
 )
 from services.domain.templates import Binding, Parameter, ParameterType
-from services.domain.tenancy import Budget, HedgeRules, Preemption, PriceRules, Quotas, RateLimit, RetryRules, Tier
+from services.domain.tenancy import (
+    Balancing,
+    BalancingStrategy,
+    Budget,
+    HedgeRules,
+    Preemption,
+    PriceRules,
+    Quotas,
+    RateLimit,
+    RetryRules,
+    SessionAffinity,
+    Tier,
+    ZoneSpill,
+)
 
 names = st.from_regex(r"[a-z]{1,8}", fullmatch=True)
 texts = names | st.just("")
@@ -178,6 +191,12 @@ policies = st.builds(
     st.builds(RetryRules, st.integers(1, 9), numbers),
     st.builds(HedgeRules, st.booleans(), numbers),
     st.builds(PriceRules, numbers, numbers, numbers, millis, numbers),
+    st.builds(
+        Balancing,
+        st.sampled_from(BalancingStrategy),
+        st.builds(SessionAffinity, st.booleans(), numbers),
+        st.builds(ZoneSpill, numbers, millis),
+    ),
 )
 tenants = st.builds(
     Tenant,

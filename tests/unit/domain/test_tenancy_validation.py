@@ -1,11 +1,24 @@
 """Policies and tenants: each rule has an object that breaks it, and what they refer to must be there."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from services.domain.objects import Metadata, Object, Policy, Tenant
-from services.domain.tenancy import Budget, HedgeRules, PriceRules, Quotas, RateLimit, RetryRules, Tier
+from services.domain.tenancy import (
+    Balancing,
+    BalancingStrategy,
+    Budget,
+    HedgeRules,
+    PriceRules,
+    Quotas,
+    RateLimit,
+    RetryRules,
+    SessionAffinity,
+    Tier,
+    ZoneSpill,
+)
 from services.domain.validation import object_faults, validate
 from tests.fakes.objects import a_model, a_policy, a_pool, a_tenant, a_version
 
@@ -15,6 +28,10 @@ GOLD = Tier("gold", 1)
 
 def of(item: Object) -> list[str]:
     return [str(fault) for fault in object_faults(item)]
+
+
+def balanced(**rules: Any) -> Policy:
+    return Policy(Metadata("p"), (GOLD,), balancing=Balancing(**rules))
 
 
 def state_faults(*objects: Object) -> list[str]:
@@ -35,6 +52,7 @@ def test_a_policy_and_a_tenant_with_everything_are_valid() -> None:
         RetryRules(5, 0.2),
         HedgeRules(True, 0.99),
         PriceRules(0.0, 0.0, 0.0, 1.0, 0.0),
+        Balancing(affinity=SessionAffinity(True, 1.0), zones=ZoneSpill(0.0, 60.0)),
     )
     tenant = Tenant(
         Metadata("acme"), "standard", "gold", "Acme", "ann", Quotas(1, 1, 1, 1, 1), RateLimit.of(0.5), 10, Budget(1)
@@ -84,6 +102,13 @@ def test_a_tier_that_makes_no_sense_is_refused(tier: Tier, fault: str) -> None:
         (Policy(Metadata("p"), (GOLD,), price=PriceRules(1.0)), "policy.price.max_cost_weight: 0.1 must not be below"),
         (Policy(Metadata("p"), (GOLD,), price=PriceRules(step=2.0)), "policy.price.step: 2.0 must be in 0 to 1"),
         (Policy(Metadata("p"), (GOLD,), price=PriceRules(interval_s=0.5)), "policy.price.interval: 0.5 must be in 1"),
+        (balanced(affinity=SessionAffinity(True, 0.9)), "policy.balancing.affinity.load_factor: 0.9 must be in 1 to"),
+        (
+            balanced(strategy=BalancingStrategy.RANDOM, affinity=SessionAffinity(True)),
+            "policy.balancing.affinity.enabled: sessions are kept together by LEAST_COMPLETION alone, not by RANDOM",
+        ),
+        (balanced(zones=ZoneSpill(hysteresis=NAN)), "policy.balancing.zones.hysteresis: nan must be in 0 to 10"),
+        (balanced(zones=ZoneSpill(margin_s=61.0)), "policy.balancing.zones.margin: 61.0 must be in 0 to 60"),
     ],
 )
 def test_a_policy_that_makes_no_sense_is_refused(policy: Policy, fault: str) -> None:

@@ -54,6 +54,8 @@ from services.domain.strategies import (
 )
 from services.domain.templates import Binding, Parameter, ParameterType
 from services.domain.tenancy import (
+    Balancing,
+    BalancingStrategy,
     Budget,
     HedgeRules,
     Preemption,
@@ -61,7 +63,9 @@ from services.domain.tenancy import (
     Quotas,
     RateLimit,
     RetryRules,
+    SessionAffinity,
     Tier,
+    ZoneSpill,
 )
 from services.policy.tree_diff import Action, Change, FieldChange, diff, field_changes, immutable_changes, with_fields
 from tests.fakes import arbitrary_objects
@@ -139,6 +143,7 @@ FULL_POLICY = Policy(
     RetryRules(5, 0.2),
     HedgeRules(True, 0.9),
     PriceRules(0.002, 0.2, 0.2, 1.0, 2.0),
+    Balancing(BalancingStrategy.RANDOM, SessionAffinity(True, 2.0), ZoneSpill(0.2, 0.01)),
 )
 EMPTY_TENANT = Tenant(Metadata("acme"), "standard", "gold")
 FULL_TENANT = Tenant(

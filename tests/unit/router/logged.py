@@ -20,16 +20,16 @@ from services.domain.request import InferCall, Preference, RouteOptions
 from services.domain.rng import KeyedRng
 from services.domain.service_class import OPEN, ServiceClass
 from services.domain.strategies import Fallback, HashKey, RouteName, Shadow, Split, SplitTarget
-from services.domain.tenancy import Tier
+from services.domain.tenancy import Balancing, BalancingStrategy, Tier
 from services.router.attempting import AttemptFailed, HostAnswer
 from services.router.composing import Composer
 from services.router.decision_log import DecisionLog
 from services.router.feedback import Feedback
 from services.router.frames import Payload
+from services.router.host_picking import Fleet
 from services.router.log_entries import Entries, Origin
 from services.router.log_files import LogFiles
 from services.router.pipeline import Limits, Pipeline
-from services.router.planning import Fleet
 from services.router.replaying import Replay, Tally
 from services.router.snapshot import Objects, Snapshot
 from tests.fakes.objects import a_host, a_model
@@ -91,6 +91,13 @@ class RandomHosts:
 MODELS = ("small", "large", "huge")
 TIERS = (Tier("gold", 1), Tier("silver", 3), Tier("bulk", 6, sheddable=True))
 
+BALANCED = {
+    "turns": Balancing(BalancingStrategy.ROUND_ROBIN),
+    "any": Balancing(BalancingStrategy.RANDOM),
+    "fewest": Balancing(BalancingStrategy.LEAST_LOADED),
+}
+"""By the name of a route and of its policy."""
+
 
 def objects_of(generation: int) -> list[Object]:
     """Objects of a revision; quality and prices change with each."""
@@ -115,6 +122,14 @@ def objects_of(generation: int) -> list[Object]:
         ),
         Route(Metadata("always"), Fallback((RouteTarget("huge", "1.1.0"), RouteName("one")))),
         Route(Metadata("copied"), Shadow(RouteTarget("small"), RouteTarget("large"))),
+        *(
+            item
+            for name, rules in BALANCED.items()
+            for item in (
+                Policy(Metadata(name), TIERS, default_tier="silver", balancing=rules),
+                Route(Metadata(name), Single(RouteTarget("small")), policy=name),
+            )
+        ),
     ]
 
 
@@ -198,7 +213,7 @@ class LoggedWorld:
                 tier=chance.choice(("", "silver", "bulk")),
                 session=f"s{chance.randrange(9)}",
             )
-        name = chance.choice(("pick", "pick", "one", "canary", "always", "copied", "large"))
+        name = chance.choice(("pick", "pick", "one", "canary", "always", "copied", "large", *BALANCED))
         call = a_call(name, request_id=f"r{number}", options=options, timeout_s=chance.choice((None, 0.05)))
         return call._replace(payload=Payload(b""))
 

@@ -20,9 +20,9 @@ from services.domain.service_class import ServiceClass
 from services.router.attempting import HostAnswer
 from services.router.composing import Composer
 from services.router.frames import Payload
+from services.router.host_picking import Fleet
 from services.router.many import CALL_BYTES, MOST_OPEN, WAITING_BYTES, Context, Many
 from services.router.pipeline import Limits, Pipeline
-from services.router.planning import Fleet
 from services.router.servicer import Calls, encoded, request_ids
 from tests.fakes.objects import a_host, hosted
 from tests.unit.router.yards import FixedCatalog, Notes, a_snapshot, digits

@@ -13,8 +13,8 @@ from services.domain.request import InferCall, RouteOptions
 from services.domain.rng import KeyedRng
 from services.router.composing import Composer
 from services.router.decision import Attempt, CopyEnded, Decision
+from services.router.host_picking import Fleet
 from services.router.pipeline import Limits, Pipeline
-from services.router.planning import Fleet
 from services.router.snapshot import Objects, Snapshot
 from tests.fakes.hosts import FakeHosts
 from tests.fakes.objects import a_model, a_version

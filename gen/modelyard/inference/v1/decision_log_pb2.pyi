@@ -525,6 +525,7 @@ class LogState(_message.Message):
     WORK_S_FIELD_NUMBER: _builtins.int
     QUEUED_UP_TO_FIELD_NUMBER: _builtins.int
     IN_FLIGHT_OF_FIELD_NUMBER: _builtins.int
+    LAST_SENT_S_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     """The host."""
     absent_s: _builtins.float
@@ -569,6 +570,8 @@ class LogState(_message.Message):
     """The host's penalty, when it failed."""
     work_s: _builtins.float
     """Device time of own calls there."""
+    last_sent_s: _builtins.float
+    """When the version last got one of the router's own calls there."""
     @_builtins.property
     def key(self) -> _model_pb2.ModelKey:
         """The version."""
@@ -609,10 +612,11 @@ class LogState(_message.Message):
         work_s: _builtins.float = ...,
         queued_up_to: _abc.Iterable[_builtins.int] | None = ...,
         in_flight_of: _abc.Iterable[_builtins.int] | None = ...,
+        last_sent_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent_s", b"absent_s", "base_s", b"base_s", "batch_cap", b"batch_cap", "cutoff", b"cutoff", "cutoff_at_s", b"cutoff_at_s", "failed_at_s", b"failed_at_s", "host", b"host", "host_failed_at_s", b"host_failed_at_s", "host_in_flight", b"host_in_flight", "host_penalty_s", b"host_penalty_s", "in_flight", b"in_flight", "in_flight_of", b"in_flight_of", "key", b"key", "measured_at_s", b"measured_at_s", "network_s", b"network_s", "penalty_s", b"penalty_s", "per_item_s", b"per_item_s", "prior_base_s", b"prior_base_s", "prior_per_item_s", b"prior_per_item_s", "queued", b"queued", "queued_at_s", b"queued_at_s", "queued_up_to", b"queued_up_to", "ramps_from_s", b"ramps_from_s", "sent_since", b"sent_since", "work_s", b"work_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent_s", b"absent_s", "base_s", b"base_s", "batch_cap", b"batch_cap", "cutoff", b"cutoff", "cutoff_at_s", b"cutoff_at_s", "failed_at_s", b"failed_at_s", "host", b"host", "host_failed_at_s", b"host_failed_at_s", "host_in_flight", b"host_in_flight", "host_penalty_s", b"host_penalty_s", "in_flight", b"in_flight", "in_flight_of", b"in_flight_of", "key", b"key", "last_sent_s", b"last_sent_s", "measured_at_s", b"measured_at_s", "network_s", b"network_s", "penalty_s", b"penalty_s", "per_item_s", b"per_item_s", "prior_base_s", b"prior_base_s", "prior_per_item_s", b"prior_per_item_s", "queued", b"queued", "queued_at_s", b"queued_at_s", "queued_up_to", b"queued_up_to", "ramps_from_s", b"ramps_from_s", "sent_since", b"sent_since", "work_s", b"work_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
