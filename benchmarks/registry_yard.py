@@ -102,6 +102,10 @@ class Yard:
         """A further channel to a part; the caller closes it."""
         return open_channel(self._mesh.parts[name].address)
 
+    def address(self, name: str) -> str:
+        """HOST:PORT that a part serves on."""
+        return self._mesh.parts[name].address
+
     async def etcd_bytes(self) -> int:
         """Size of etcd's database."""
         async with grpc.aio.insecure_channel(self._mesh.addresses.etcd) as channel:
