@@ -25,8 +25,8 @@ from services.domain.service_class import ServiceClass
 from services.router.attempting import HostAnswer
 from services.router.composing import Composer
 from services.router.feedback import Feedback
+from services.router.host_picking import Fleet
 from services.router.pipeline import Limits, Pipeline
-from services.router.planning import Fleet
 from services.router.snapshot import Objects, Snapshot
 
 CALLS = 300

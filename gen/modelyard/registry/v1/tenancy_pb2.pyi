@@ -44,6 +44,40 @@ PREEMPTION_NEVER: Preemption.ValueType  # 2
 """Nobody: it waits or is refused."""
 Global___Preemption: _TypeAlias = Preemption  # noqa: Y015
 
+class _BalancingStrategy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BalancingStrategyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BalancingStrategy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BALANCING_STRATEGY_UNSPECIFIED: _BalancingStrategy.ValueType  # 0
+    """As LEAST_COMPLETION."""
+    BALANCING_STRATEGY_LEAST_COMPLETION: _BalancingStrategy.ValueType  # 1
+    """The one that is predicted to answer first, of four drawn by chance."""
+    BALANCING_STRATEGY_ROUND_ROBIN: _BalancingStrategy.ValueType  # 2
+    """Each in turn."""
+    BALANCING_STRATEGY_RANDOM: _BalancingStrategy.ValueType  # 3
+    """Any, by chance."""
+    BALANCING_STRATEGY_LEAST_LOADED: _BalancingStrategy.ValueType  # 4
+    """The one with the fewest of the router's own calls."""
+
+class BalancingStrategy(_BalancingStrategy, metaclass=_BalancingStrategyEnumTypeWrapper):
+    """How hosts are compared. All but LEAST_COMPLETION are yardsticks: they go by no report of a host, no failure and no
+    zone, and go to hosts that fail or are slow as to any other.
+    """
+
+BALANCING_STRATEGY_UNSPECIFIED: BalancingStrategy.ValueType  # 0
+"""As LEAST_COMPLETION."""
+BALANCING_STRATEGY_LEAST_COMPLETION: BalancingStrategy.ValueType  # 1
+"""The one that is predicted to answer first, of four drawn by chance."""
+BALANCING_STRATEGY_ROUND_ROBIN: BalancingStrategy.ValueType  # 2
+"""Each in turn."""
+BALANCING_STRATEGY_RANDOM: BalancingStrategy.ValueType  # 3
+"""Any, by chance."""
+BALANCING_STRATEGY_LEAST_LOADED: BalancingStrategy.ValueType  # 4
+"""The one with the fewest of the router's own calls."""
+Global___BalancingStrategy: _TypeAlias = BalancingStrategy  # noqa: Y015
+
 @_typing.final
 class PolicySpec(_message.Message):
     """The rules that calls live by: who goes first, how long and how often, and what money is worth."""
@@ -56,6 +90,7 @@ class PolicySpec(_message.Message):
     RETRY_FIELD_NUMBER: _builtins.int
     HEDGE_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
+    BALANCING_FIELD_NUMBER: _builtins.int
     description: _builtins.str
     """One line for people."""
     default_tier: _builtins.str
@@ -76,6 +111,10 @@ class PolicySpec(_message.Message):
     def price(self) -> Global___PriceRules:
         """What money and lateness are worth where a route chooses. Unset: the defaults of its fields."""
 
+    @_builtins.property
+    def balancing(self) -> Global___Balancing:
+        """Which of the hosts that have a version ready gets a call. Unset: the defaults of its fields."""
+
     def __init__(
         self,
         *,
@@ -85,10 +124,11 @@ class PolicySpec(_message.Message):
         retry: Global___RetryRules | None = ...,
         hedge: Global___HedgeRules | None = ...,
         price: Global___PriceRules | None = ...,
+        balancing: Global___Balancing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hedge", b"hedge", "price", b"price", "retry", b"retry"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["balancing", b"balancing", "hedge", b"hedge", "price", b"price", "retry", b"retry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_tier", b"default_tier", "description", b"description", "hedge", b"hedge", "price", b"price", "retry", b"retry", "tiers", b"tiers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balancing", b"balancing", "default_tier", b"default_tier", "description", b"description", "hedge", b"hedge", "price", b"price", "retry", b"retry", "tiers", b"tiers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -162,6 +202,102 @@ class Tier(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
 
 Global___Tier: _TypeAlias = Tier  # noqa: Y015
+
+@_typing.final
+class Balancing(_message.Message):
+    """Which of the hosts that have a version ready gets a call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    AFFINITY_FIELD_NUMBER: _builtins.int
+    ZONES_FIELD_NUMBER: _builtins.int
+    strategy: Global___BalancingStrategy.ValueType
+    """How hosts are compared."""
+    @_builtins.property
+    def affinity(self) -> Global___SessionAffinity:
+        """Keeps the calls of a session on one host. Unset: it does not."""
+
+    @_builtins.property
+    def zones(self) -> Global___ZoneSpill:
+        """When calls leave the router's zone. Unset: the defaults of its fields."""
+
+    def __init__(
+        self,
+        *,
+        strategy: Global___BalancingStrategy.ValueType = ...,
+        affinity: Global___SessionAffinity | None = ...,
+        zones: Global___ZoneSpill | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["affinity", b"affinity", "zones", b"zones"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity", b"affinity", "strategy", b"strategy", "zones", b"zones"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Balancing: _TypeAlias = Balancing  # noqa: Y015
+
+@_typing.final
+class SessionAffinity(_message.Message):
+    """Keeps the calls of a session on one host, as long as that has not much more to do than others. For LEAST_COMPLETION."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENABLED_FIELD_NUMBER: _builtins.int
+    LOAD_FACTOR_FIELD_NUMBER: _builtins.int
+    enabled: _builtins.bool
+    """True does, for calls with a session key; calls without one go where they would otherwise."""
+    load_factor: _builtins.float
+    """Calls that the host may have, as a multiple of the mean over all hosts, 1 to 100; then another one takes the
+    session's next call. Unset: 1.25.
+    """
+    def __init__(
+        self,
+        *,
+        enabled: _builtins.bool = ...,
+        load_factor: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_load_factor", b"_load_factor", "load_factor", b"load_factor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_load_factor", b"_load_factor", "enabled", b"enabled", "load_factor", b"load_factor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__load_factor: _TypeAlias = _typing.Literal["load_factor"]  # noqa: Y015
+    _WhichOneofArgType__load_factor: _TypeAlias = _typing.Literal["_load_factor", b"_load_factor"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__load_factor) -> _WhichOneofReturnType__load_factor | None: ...
+
+Global___SessionAffinity: _TypeAlias = SessionAffinity  # noqa: Y015
+
+@_typing.final
+class ZoneSpill(_message.Message):
+    """When calls leave the router's zone, if it stands in one: as soon as the best host there would take longer than
+    (1 + hysteresis) * (another zone's best host, its way included, + margin). For LEAST_COMPLETION.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HYSTERESIS_FIELD_NUMBER: _builtins.int
+    MARGIN_FIELD_NUMBER: _builtins.int
+    hysteresis: _builtins.float
+    """In [0, 10]. Unset: 0.1."""
+    @_builtins.property
+    def margin(self) -> _duration_pb2.Duration:
+        """What keeping a call in its zone is worth, 0 to 60 s. Unset: 0."""
+
+    def __init__(
+        self,
+        *,
+        hysteresis: _builtins.float | None = ...,
+        margin: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_hysteresis", b"_hysteresis", "hysteresis", b"hysteresis", "margin", b"margin"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hysteresis", b"_hysteresis", "hysteresis", b"hysteresis", "margin", b"margin"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__hysteresis: _TypeAlias = _typing.Literal["hysteresis"]  # noqa: Y015
+    _WhichOneofArgType__hysteresis: _TypeAlias = _typing.Literal["_hysteresis", b"_hysteresis"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hysteresis) -> _WhichOneofReturnType__hysteresis | None: ...
+
+Global___ZoneSpill: _TypeAlias = ZoneSpill  # noqa: Y015
 
 @_typing.final
 class RetryRules(_message.Message):
