@@ -17,7 +17,8 @@ from services.policy.choosing import WORST
 from services.policy.shortlisting import Candidate, Place, Shortlists
 from services.router.destination import Destination
 from services.router.host_book import HostBook
-from services.router.planning import Fleet, Plan, Planner, Seen
+from services.router.host_picking import Fleet
+from services.router.planning import Plan, Planner, Seen
 from tests.fakes.objects import a_host, a_model
 from tests.unit.router.yards import a_call, a_snapshot, rated
 
