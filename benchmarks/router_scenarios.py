@@ -54,6 +54,7 @@ FAULTS: Sequence[Fault] = (
         ("no_penalties", "no_ejection", "no_circuits", "no_retries"),
         {"divert_s": ("<=", 1.0), "error_share": ("<=", OFF_SHARE)},
         seconds=10.0,
+        compared_seconds=2.5,
     ),
     Fault(
         "frozen",
@@ -68,6 +69,7 @@ FAULTS: Sequence[Fault] = (
         FaultyYard.kill,
         ("no_penalties", "no_retries"),
         {"errors": ("<=", 0.0), "extra_ms": ("<=", EXTRA_MS)},
+        compared_seconds=2.5,
     ),
 )
 
@@ -124,3 +126,28 @@ def scenarios() -> list[Scenario]:
         found += [Scenario(fault, load, VARIANTS[ALL]) for load in LOADS]
         found += [Scenario(fault, "light", VARIANTS[name]) for name in (*fault.off, *COMPARED)]
     return found
+
+
+def table(figures: Mapping[str, float]) -> str:
+    """A row for each scenario."""
+    rows = [
+        "| one host | load | rules | off it after, s | errors | of calls | P99 before, ms | P99 meanwhile, ms |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for scenario in scenarios():
+        found = {name: figures.get(f"{scenario.name}_{name}") for name in MEASURED}
+        if found["errors"] is None:
+            continue
+        never = found["divert_s"] is not None and found["divert_s"] > scenario.seconds - 0.1
+        cells = [
+            scenario.fault.label,
+            f"{LOADS[scenario.load]:g}",
+            scenario.variant.label,
+            "never" if never else f"{found['divert_s']:.2f}",
+            f"{found['errors']:.0f}",
+            f"{found['error_share']:.2%}",
+            f"{found['p99_before_ms']:.0f}",
+            f"{found['p99_ms']:.0f}",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)

@@ -113,6 +113,19 @@ class FaultyYard:
         await self._yard.start(ROUTER)
         await self.known(self._placed)
 
+    async def renew(self, host_id: str) -> None:
+        """Put another router and another process of a host in the place of those that are, which know nothing of it.
+
+        A host that was slow or frozen believes for a while that its batches take so long.
+
+        Raises:
+            CommandError: The router does not know every host in time.
+        """
+        self.kill(host_id)
+        await self._yard.end(ROUTER)
+        await asyncio.gather(self.heal(host_id), self._yard.start(ROUTER))
+        await self.known(self._placed)
+
     async def known(self, host_ids: Sequence[str] | Mapping[str, Sequence[str]]) -> None:
         """Wait until the router knows exactly these hosts as READY, each for its models.
 
@@ -155,14 +168,6 @@ class FaultyYard:
             await self._start(host_id)
         else:
             host.process.send_signal(signal.SIGCONT)
-
-    async def renew(self, host_id: str) -> None:
-        """Put another process in a host's place, which knows nothing of what was.
-
-        One that was slow or frozen believes for a while that its batches take so long.
-        """
-        self.kill(host_id)
-        await self.heal(host_id)
 
     async def _start(self, host_id: str) -> None:
         host = self._hosts[host_id]
