@@ -43,7 +43,7 @@ class Kills:
     kills: int = 0
     calls: int = 0
     hit: int = 0
-    """Calls that were sent again."""
+    """Calls that a host had and lost."""
     extra_ms: float = 0.0
     """The longest of those, beyond the P99 of the others."""
     failures: Counter[str] = field(default_factory=Counter)
@@ -67,13 +67,13 @@ def load_of(yard: FaultyYard, name: str, subject: Subject = SUBJECT) -> Load:
 
 def judged(load: Load, kills: int) -> Kills:
     """What its calls say."""
-    again = [call for call in load.done if len(call.sent) > 1]
-    p99_ms = p_ms([call for call in load.done if len(call.sent) <= 1], 0.99, timeout_s=TIMEOUT_S)
+    hit = [call for call in load.done if any(each.lost for each in call.sent)]
+    p99_ms = p_ms([call for call in load.done if not any(each.lost for each in call.sent)], 0.99, timeout_s=TIMEOUT_S)
     return Kills(
         kills=kills,
         calls=len(load.done),
-        hit=len(again),
-        extra_ms=max(0.0, max((1e3 * call.took_s for call in again), default=0.0) - p99_ms),
+        hit=len(hit),
+        extra_ms=max(0.0, max((1e3 * call.took_s for call in hit), default=0.0) - p99_ms),
         failures=Counter(call.failure for call in load.done if call.failure),
     )
 

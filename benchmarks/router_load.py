@@ -40,6 +40,14 @@ class Sent:
     host: str
     """Empty if nobody told: the caller's own clock ended the call."""
 
+    status: str = "UNKNOWN"
+    """Canonical name of what it ended with, where the answer tells."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether it failed; one that another answer made needless did not."""
+        return self.status not in ("OK", "CANCELLED")
+
 
 @dataclass(frozen=True, slots=True)
 class Done:
@@ -150,9 +158,9 @@ class Load:
 
 def _sent(decision: inference_pb2.Decision, left_s: float) -> tuple[Sent, ...]:
     """The attempts of an answered call, one after the other from when it left; or each step's host."""
-    found, at_s = [Sent(left_s, step.host) for step in decision.steps if step.host], left_s
+    found, at_s = [Sent(left_s, step.host, step.status) for step in decision.steps if step.host], left_s
     for attempt in decision.attempts:
-        found.append(Sent(at_s, attempt.host))
+        found.append(Sent(at_s, attempt.host, attempt.status))
         at_s += seconds_from(attempt.duration)
     return tuple(found)
 

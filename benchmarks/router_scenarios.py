@@ -79,7 +79,7 @@ MEASURED: Mapping[str, str] = {
     "error_share": "their share",
     "p99_before_ms": "P99 before, ms",
     "p99_ms": "P99 meanwhile, ms; a call that failed counts as its deadline",
-    "extra_ms": "the longest of the calls that were sent again, beyond the P99 before, ms",
+    "extra_ms": "the longest of the calls that the host had and lost, beyond the P99 before, ms",
     "errors_after": "calls that failed in the seconds after its end, the host being back",
 }
 """Figures of a run. With other rules than all defences only those that do not say what happens afterwards."""

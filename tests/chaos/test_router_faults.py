@@ -12,9 +12,9 @@ from benchmarks.router_load import diverted_after_s
 from benchmarks.router_yard import FaultyYard
 from modelyard.registry.v1 import objects_pb2
 
-KILLS = 12
+KILLS = 10
 STRUCK_S = 1.5
-FROZEN_S = 6.0
+FROZEN_S = 5.0
 OFF_WITHIN_S = 2.0
 LEAST_SHARE = 0.5
 """Of the calls that were planned; a run with fewer is void."""

@@ -103,6 +103,11 @@ def test_a_call_of_which_nobody_told_where_it_was_counts_as_on_the_host() -> Non
     assert diverted_after_s(calls, "a", fault_s=2.0, until_s=8.0, hosts=2) == 6.0
 
 
+@pytest.mark.parametrize(("status", "lost"), [("OK", False), ("CANCELLED", False), ("UNAVAILABLE", True)])
+def test_an_attempt_that_another_answer_made_needless_was_not_lost(status: str, lost: bool) -> None:
+    assert Sent(0.0, "a", status).lost is lost
+
+
 def test_attempts_are_counted_by_call() -> None:
     assert attempts_of([a_call(0.0, "a"), a_call(0.1, "a", "b", "c"), a_call(0.2)]) == pytest.approx(4 / 3)
 
