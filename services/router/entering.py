@@ -161,9 +161,9 @@ def _crowded_out(service_class: ServiceClass, verdict: Reject, *, in_flight: int
 
 
 def _met(limit: _Limit, verdict: Reject, *, most: int) -> TooManyInFlight:
-    here = "" if most == limit.most else f" here: this router's part of the {limit.most} over all routers"
+    here = "" if most == limit.most else f" here, its part of the {limit.most} over all routers"
     return TooManyInFlight(
-        f"{limit.whose} has {most} calls in flight, the most it may have{here}",
+        f"{limit.whose} has as many calls in flight as it may: {most}{here}",
         retry_after_s=verdict.retry_after_s,
         metadata={"limit": limit.kind, "name": "/".join(limit.name), "most": str(limit.most)},
     )

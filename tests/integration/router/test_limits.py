@@ -18,7 +18,7 @@ from services.chassis.errors import from_rpc_error
 from services.domain.errors import RateLimited, TooManyInFlight, YardError
 from services.domain.objects import Metadata, Policy, Route, RouteTarget, Single, Tenant
 from services.domain.tenancy import RateLimit, Tier
-from tests.integration.router.test_workers import CHANNELS, HELD_MS, HOLD, Parent, all_held, callers, parent
+from tests.integration.router.test_workers import CHANNELS, HOLD, Parent, Stub, all_held, callers, parent
 from tests.integration.router.zoo import ECHO, VERSIONS, a_version, typed
 from tests.support.services import Bench, bench, eventually
 
@@ -26,6 +26,8 @@ WORKERS = 2
 RATE_PER_S, BURST = 50.0, 10
 OFFERED_PER_S, OFFERED_FOR_S = 200.0, 2.5
 MOST = 4
+HELD_MS = 8000.0
+"""Longer than what a test does meanwhile, on however busy a machine. It waits for none of them."""
 
 OBJECTS = (
     Policy(Metadata("house"), (Tier("gold", 1), Tier("silver", 4))),
@@ -125,7 +127,7 @@ async def in_flight(channel: grpc.aio.Channel) -> None:
 
     async def there() -> bool:
         explained = await stub_of(channel).Explain(pb.ExplainRequest(request=typed("single")), timeout=20.0)
-        return explained.decision.refusal == "route 'single' has 1 calls in flight, the most it may have"
+        return explained.decision.refusal == "route 'single' has as many calls in flight as it may: 1"
 
     await eventually(there, "the call in the router")
 
@@ -184,14 +186,12 @@ async def test_a_stream_of_the_other_protocol_is_told_of_the_call_that_was_refus
         response_deserializer=v2.ModelStreamInferResponse.FromString,
     )
 
-    answers = [answer async for answer in method(iter([typed("single"), typed("echo")]), timeout=20.0)]
+    answers = [answer async for answer in method(iter([typed("single")]), timeout=20.0)]
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
 
-    errors = [answer.error_message for answer in answers if answer.error_message]
-    assert len(errors) == 1
-    assert "route 'single' has 1 calls in flight, the most it may have" in errors[0]
-    assert len(answers) == 2
+    assert len(answers) == 1
+    assert "route 'single' has as many calls in flight as it may: 1" in answers[0].error_message
     await nothing_in_flight(channel)
 
 
@@ -249,18 +249,16 @@ async def test_a_tenant_gets_its_rate_over_both_workers_and_honest_waits(router:
 
 async def test_a_routes_limit_holds_over_both_workers_and_workers_that_die_leave_nothing(router: Parent) -> None:
     async with callers(router.address) as stubs:
-        held = [asyncio.ensure_future(ending(stub.Infer(typed("narrow"), timeout=20.0))) for stub in stubs[:MOST]]
+        held = [hold(stub) for stub in stubs[:MOST]]
         await all_held(router, MOST)
         connections = router.connections()
-        refused = await asyncio.gather(*(ending(stub.Infer(typed("narrow"), timeout=20.0)) for stub in stubs))
-        echoed = await asyncio.gather(*(ending(stub.Infer(typed("echo"), timeout=20.0)) for stub in stubs))
+        refused = await asyncio.gather(*map(hold, stubs))
         for worker in router.workers():
             worker.kill()
         lost = await asyncio.gather(*held)
 
     assert min(connections) > 0
     assert {type(error) for error in refused} == {TooManyInFlight}
-    assert set(echoed) == {None}
     assert None not in lost
 
     async def restarted() -> bool:
@@ -268,5 +266,14 @@ async def test_a_routes_limit_holds_over_both_workers_and_workers_that_die_leave
 
     await eventually(restarted, "the workers' return")
     async with callers(router.address) as stubs:
-        again = await asyncio.gather(*(ending(stub.Infer(typed("narrow"), timeout=20.0)) for stub in stubs[:MOST]))
-    assert again == [None] * MOST
+        held = [hold(stub) for stub in stubs[:MOST]]
+        await all_held(router, MOST)
+        one_more = await hold(stubs[0])
+        for call in held:
+            call.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
+    assert isinstance(one_more, TooManyInFlight)
+
+
+def hold(stub: Stub) -> asyncio.Future[YardError | None]:
+    return asyncio.ensure_future(ending(stub.Infer(typed("narrow"), timeout=60.0)))

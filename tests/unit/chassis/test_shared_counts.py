@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.chassis.named_counts import SLOTS
@@ -87,6 +87,7 @@ def test_workers_write_on_cache_lines_of_their_own(table: CountsTable, workers: 
     assert [index for index, byte in enumerate(page) if byte] == [0, 64, 128]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, WORKERS - 1), st.booleans()), max_size=60))
 def test_enter_says_what_was_in_flight_whoever_it_was(steps: list[tuple[int, bool]]) -> None:
     with ExitStack() as stack:
@@ -192,6 +193,7 @@ def test_a_process_by_itself_forgets_names_that_nothing_is_in_flight_of() -> Non
     assert counts.in_flight() == 0
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, WORKERS - 1), st.sampled_from("abc"), st.booleans()), max_size=60))
 def test_every_worker_sees_the_same_counts_of_every_name(steps: list[tuple[int, str, bool]]) -> None:
     with ExitStack() as stack:

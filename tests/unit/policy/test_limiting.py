@@ -1,7 +1,7 @@
 """Limits of calls at once, and token buckets."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.policy.admission import ADMIT, Reject, RejectReason
@@ -72,6 +72,7 @@ def test_a_refusal_takes_nothing() -> None:
     assert taker.bucket == bucket
 
 
+@settings(deadline=None)
 @given(RATES, BURSTS, PAUSES)
 def test_a_caller_who_comes_back_when_told_is_let_in(rate_per_s: float, burst: int, pauses: list[float]) -> None:
     taker = Taker(rate_per_s, burst)
@@ -84,6 +85,7 @@ def test_a_caller_who_comes_back_when_told_is_let_in(rate_per_s: float, burst: i
             assert taker.take() is None
 
 
+@settings(deadline=None)
 @given(RATES, BURSTS, PAUSES)
 def test_no_stretch_of_time_sees_more_than_the_burst_and_what_it_earned(
     rate_per_s: float, burst: int, pauses: list[float]
@@ -100,6 +102,7 @@ def test_no_stretch_of_time_sees_more_than_the_burst_and_what_it_earned(
             assert last - first + 1 <= burst + rate_per_s * (times[last] - times[first]) + 0.01
 
 
+@settings(deadline=None)
 @given(RATES, BURSTS, PAUSES)
 def test_the_sums_let_in_what_a_bucket_of_tokens_would(rate_per_s: float, burst: int, pauses: list[float]) -> None:
     taker, tokens = Taker(rate_per_s, burst), float(burst)
@@ -113,6 +116,7 @@ def test_the_sums_let_in_what_a_bucket_of_tokens_would(rate_per_s: float, burst:
         tokens -= admitted
 
 
+@settings(deadline=None)
 @given(RATES, BURSTS, PAUSES, st.integers(1, 3))
 def test_who_does_not_see_what_others_take_at_that_instant_leaves_them_less_afterwards(
     rate_per_s: float, burst: int, pauses: list[float], others: int

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.domain.errors import (
@@ -145,6 +145,7 @@ def test_a_quiet_route_gets_its_budget_back_by_time() -> None:
     assert budget.spend(1.5)
 
 
+@settings(deadline=None)
 @given(st.integers(100, 3000), st.floats(0.0, 5.0))
 def test_when_everything_fails_retries_stay_near_a_tenth_of_the_calls(calls: int, seconds: float) -> None:
     budget = RetryBudget(0.0, share=1.0)
@@ -172,6 +173,7 @@ def test_a_call_that_found_no_connection_goes_elsewhere_whatever_it_does() -> No
     assert decide(unsent, RetryBudget(0.0, share=1.0), now_s=0.0, chance=0.5) == Retry(True, 0.0)
 
 
+@settings(deadline=None)
 @given(st.integers(100, 3000), st.floats(0.0, 1.0))
 def test_when_everything_fails_retries_stay_near_what_the_policy_lets_calls_pay_for(calls: int, share: float) -> None:
     budget, retries = RetryBudget(0.0, share=1.0), 0
