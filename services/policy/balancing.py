@@ -29,9 +29,6 @@ caches are cold and its times unknown. It still gets what would wait much longer
 LEAST_RAMP = 0.1
 """At first it looks ten times as slow."""
 
-ZONE_HYSTERESIS = 1.1
-"""A host of another zone must be this many times sooner, its way included."""
-
 
 class Pick(NamedTuple):
     """The host that gets the call."""
@@ -111,11 +108,19 @@ def pick(states: Sequence[VersionState], *, now_s: float, routers: int, draw: Dr
     return Pick(best, best_predicted_s, best_penalty_s)
 
 
-def nearest(local: Pick, remote: Pick, *, way_s: float) -> Pick:
-    """The pick of the own zone, unless that of another is clearly sooner, `way_s` for the way included."""
-    if ZONE_HYSTERESIS * (remote.cost_s + way_s) < local.cost_s:
-        return Pick(remote.state, remote.predicted_s + way_s, remote.penalty_s)
-    return local
+def nearest(local: Pick, remote: Pick, *, hysteresis: float, margin_s: float) -> Pick:
+    """The pick of the own zone, unless that of another is clearly sooner.
+
+    Predictions have the way in them. The band between is one for each call: a router that went on where it sent the
+    last one, until the other side is clearly better, sends more calls away and answers them no sooner.
+
+    Args:
+        local: The own zone's.
+        remote: That of others.
+        hysteresis: Part by which the local one must be later than the remote one.
+        margin_s: What staying is worth besides.
+    """
+    return remote if (1.0 + hysteresis) * (remote.cost_s + margin_s) < local.cost_s else local
 
 
 def sample(states: Sequence[VersionState], bits: int) -> Sequence[VersionState]:

@@ -43,7 +43,8 @@ class Config:
     zone: str = ""
     """Zone this router stands in; hosts of other zones count as further away. Empty: all are equally near."""
     zone_way_s: float = 0.002
-    """Seconds that the way to another zone and back adds; two milliseconds are usual inside a region."""
+    """Seconds that the way to a host of another zone and back adds, until it has answered once and the way is known;
+    two milliseconds are usual inside a region."""
     reserve_s: float = 0.005
     """Seconds kept back from each deadline to carry the answer home, at most a tenth of it. Covers the
     99.9th percentile of one hop inside a zone."""

@@ -229,6 +229,7 @@ class CallRecord:
             seen,
             zone=call.options.zone,
             own_zone=self._log.own_zone,
+            session=call.options.session,
             excluded=excluded,
             draw=draw,
             rules=rules,

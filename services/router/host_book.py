@@ -21,14 +21,16 @@ from services.policy import scoring
 from services.policy.balancing import RAMP_S
 from services.policy.scoring import HostState, Prior, VersionState
 from services.router.destination import Option
+from services.router.host_picking import Fleet
 from services.router.snapshot import Snapshot
 
 
 class HostBook:
     """The local counters of every version on every host of the current snapshot."""
 
-    def __init__(self) -> None:
-        """Know nothing yet."""
+    def __init__(self, fleet: Fleet) -> None:
+        """Know nothing yet but what `fleet` says."""
+        self._fleet = fleet
         self._snapshot: Snapshot | None = None
         self._hosts: dict[tuple[str, str, int], HostState] = {}
         self._versions: dict[tuple[HostState, ModelKey], VersionState] = {}
@@ -53,7 +55,7 @@ class HostBook:
                 continue
             for record in records:
                 process = _process_of(record)
-                host = hosts.get(process) or self._hosts.get(process) or HostState(record.host_id)
+                host = hosts.get(process) or self._hosts.get(process) or self._newcomer(record)
                 hosts[process] = host
                 state = self._versions.get((host, key))
                 if state is None:
@@ -77,6 +79,13 @@ class HostBook:
             found = [self._versions[self._hosts[_process_of(record)], option.key] for record in option.hosts]
             self._of_option[option] = found
         return found
+
+    def _newcomer(self, record: HostRecord) -> HostState:
+        """A host that has not answered yet."""
+        host, zone = HostState(record.host_id), self._fleet.zone
+        if zone and record.zone != zone:
+            host.network_s += self._fleet.zone_way_s
+        return host
 
     def _established(self, key: ModelKey, records: Sequence[HostRecord], now_s: float) -> bool:
         """Whether one of these hosts has served the version for longer than a newcomer's ramp."""

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from services.domain.rng import KeyedRng
 from services.domain.rules import Rules
 from services.domain.tenancy import BalancingStrategy
-from services.policy import balancing, balancing_baselines
+from services.policy import affinity, balancing, balancing_baselines
 from services.policy.scoring import VersionState
 from services.router.destination import Option
 
@@ -21,20 +22,22 @@ class Fleet:
     zone: str
     """The zone it stands in; empty: all hosts are equally near."""
     zone_way_s: float
-    """Added to the prediction of hosts of another zone."""
+    """The way to a host of another zone and back, until one has answered: then it is known."""
 
 
-def compares_all(rules: Rules) -> bool:
-    """Whether all hosts that have a version are compared for a call, and not a sample of them."""
-    return rules.balancing.strategy is not LEAST_COMPLETION
+def compares_all(rules: Rules, session: str) -> bool:
+    """Whether all hosts that have a version are compared for a call of a session, and not a sample of them."""
+    balanced = rules.balancing
+    return balanced.strategy is not LEAST_COMPLETION or (balanced.affinity.enabled and bool(session))
 
 
 class HostPicking:
     """Picks hosts; one per router."""
 
-    def __init__(self, fleet: Fleet) -> None:
-        """Stand where `fleet` says."""
+    def __init__(self, fleet: Fleet, rng: KeyedRng) -> None:
+        """Stand where `fleet` says; sessions find their hosts by `rng`."""
         self._fleet = fleet
+        self._rng = rng
 
     def pick(
         self,
@@ -45,6 +48,7 @@ class HostPicking:
         now_s: float,
         draw: balancing.Draw,
         rules: Rules,
+        session: str,
     ) -> balancing.Pick:
         """One of `states`.
 
@@ -55,18 +59,37 @@ class HostPicking:
             now_s: Monotonic seconds.
             draw: The chance of this attempt.
             rules: What the call lives by.
+            session: The call's session; empty if it has none.
         """
         routers, zone = self._fleet.routers, self._fleet.zone
-        strategy, band = rules.balancing.strategy, rules.service_class.band
-        if strategy is not LEAST_COMPLETION:
+        balanced, band = rules.balancing, rules.service_class.band
+        if balanced.strategy is not LEAST_COMPLETION:
+            strategy = balanced.strategy
             return balancing_baselines.pick(strategy, states, now_s=now_s, routers=routers, draw=draw, band=band)
-        if not zone:
+        keeps = balanced.affinity.enabled and bool(session)
+        if not zone and not keeps:
             return balancing.pick(states, now_s=now_s, routers=routers, draw=draw, band=band)
-        zones = {state: record.zone for state, record in zip(known, option.hosts, strict=True)}
-        near = [state for state in states if zones[state] == zone]
-        far = [state for state in states if zones[state] != zone]
+        bits = affinity.session_bits(self._rng, session, str(option.key)) if keeps else None
+        zones = {state: record.zone for state, record in zip(known, option.hosts, strict=True)} if zone else {}
+        near = [state for state in states if zones[state] == zone] if zone else states
+        far = [state for state in states if zones[state] != zone] if zone else ()
         if not near or not far:
-            return balancing.pick(near or far, now_s=now_s, routers=routers, draw=draw, band=band)
-        local = balancing.pick(near, now_s=now_s, routers=routers, draw=draw, band=band)
-        remote = balancing.pick(far, now_s=now_s, routers=routers, draw=draw, band=band)
-        return balancing.nearest(local, remote, way_s=self._fleet.zone_way_s)
+            return self._among(near or far, bits, now_s, draw, rules)
+        local = self._among(near, bits, now_s, draw, rules)
+        remote = self._among(far, bits, now_s, draw, rules)
+        spill = balanced.zones
+        return balancing.nearest(local, remote, hysteresis=spill.hysteresis, margin_s=spill.margin_s)
+
+    def _among(
+        self, states: Sequence[VersionState], session: int | None, now_s: float, draw: balancing.Draw, rules: Rules
+    ) -> balancing.Pick:
+        """One of `states`, which are equally near: the session's, if it is to be kept on one and any is sound."""
+        routers, band = self._fleet.routers, rules.service_class.band
+        if session is not None:
+            factor = rules.balancing.affinity.load_factor
+            kept = affinity.keep(
+                states, session, load_factor=factor, now_s=now_s, routers=routers, draw=draw, band=band
+            )
+            if kept is not None:
+                return kept
+        return balancing.pick(states, now_s=now_s, routers=routers, draw=draw, band=band)

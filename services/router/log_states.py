@@ -65,6 +65,7 @@ def take(
     *,
     zone: str,
     own_zone: str,
+    session: str,
     excluded: Collection[str],
     draw: balancing.Draw,
     rules: Rules,
@@ -76,13 +77,14 @@ def take(
         seen: What the plan looked at.
         zone: The one that the caller wants; empty for any.
         own_zone: The one that the router stands in; empty for any.
+        session: The caller's; empty if it has none.
         excluded: Ids of hosts that were not to be used.
         draw: The chance of the attempt.
         rules: What the call lives by.
         now_s: When the plan was made.
     """
     taken = []
-    whole = compares_all(rules)
+    whole = compares_all(rules, session)
     for look in seen.looks:
         if look.pick is None and look.rejected is None:
             continue  # its states were not looked at

@@ -78,8 +78,8 @@ class Pipeline:
         self._clock = clock
         self._rng = rng
         self._limits = limits
-        self._book = HostBook()
-        self._planner = Planner(self._book, fleet)
+        self._book = HostBook(fleet)
+        self._planner = Planner(self._book, fleet, rng)
         self._asking = Asking(
             catalog=catalog,
             book=self._book,

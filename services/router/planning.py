@@ -12,6 +12,7 @@ from services.domain.host import HostRecord
 from services.domain.model import schema_faults
 from services.domain.objects import Choose, Single
 from services.domain.request import InferCall
+from services.domain.rng import KeyedRng
 from services.domain.rules import NO_RULES, Rules
 from services.policy import balancing, choosing, scoring
 from services.policy.admission import Reject, RejectReason, admit_to_host
@@ -76,11 +77,11 @@ class Book(Protocol):
 class Planner:
     """Makes plans from what the book knows."""
 
-    def __init__(self, book: Book, fleet: Fleet) -> None:
-        """Plan with the states of `book`."""
+    def __init__(self, book: Book, fleet: Fleet, rng: KeyedRng) -> None:
+        """Plan with the states of `book`; sessions find their hosts by `rng`."""
         self._book = book
         self._fleet = fleet
-        self._picking = HostPicking(fleet)
+        self._picking = HostPicking(fleet, rng)
 
     def plan(
         self,
@@ -278,9 +279,12 @@ class Planner:
             ]
         if states:
             service_class = rules.service_class
-            look.pick = self._picking.pick(option, look.states, states, now_s=now_s, draw=draw, rules=rules)
+            session = call.options.session
+            look.pick = self._picking.pick(
+                option, look.states, states, now_s=now_s, draw=draw, rules=rules, session=session
+            )
             if look.pick.state.host.cuts(service_class.level, now_s):
-                look.pick = self._pick_uncut(look, states, now_s, draw, rules)
+                look.pick = self._pick_uncut(look, states, now_s=now_s, draw=draw, rules=rules, session=session)
             if look.pick is not None and look.pick.predicted_s > remaining_s and not look.filtered:
                 self._admit(look, look.pick, now_s, remaining_s)
         elif not look.filtered:
@@ -292,15 +296,19 @@ class Planner:
         self,
         look: _Look,
         states: Sequence[VersionState],
+        *,
         now_s: float,
         draw: balancing.Draw,
         rules: Rules,
+        session: str,
     ) -> balancing.Pick | None:
         """The pick among hosts that do not refuse the class now; None if all do, and `look` then says so."""
         service_class = rules.service_class
         uncut = [state for state in states if not state.host.cuts(service_class.level, now_s)]
         if uncut:
-            return self._picking.pick(look.option, look.states, uncut, now_s=now_s, draw=draw, rules=rules)
+            return self._picking.pick(
+                look.option, look.states, uncut, now_s=now_s, draw=draw, rules=rules, session=session
+            )
         look.rejected = Reject(RejectReason.QUEUE_TOO_LONG, CUT_RETRY_S)
         look.filtered = look.filtered or f"every host that has it refuses calls of band {service_class.band} now"
         return None

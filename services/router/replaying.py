@@ -167,7 +167,7 @@ class Replay:
             raise Unreadable(f"its format is '{header.format[:60]}', not {FORMAT}")
         self._rng = KeyedRng(header.seed)
         fleet = Fleet(routers=header.routers, zone=header.zone, zone_way_s=header.zone_way_s)
-        self._planner = Planner(self._book, fleet)
+        self._planner = Planner(self._book, fleet, self._rng)
         self._tally.policies.add(header.policy_version)
 
     def _named(self, known: Mapping[int, T], number: int, what: str) -> T:

@@ -95,10 +95,10 @@ def test_a_remote_zone_wins_only_if_it_is_clearly_sooner() -> None:
     near, far = some_states(2)
     local = balancing.Pick(near, 0.012, 0.0)
 
-    assert balancing.nearest(local, balancing.Pick(far, 0.0095, 0.0), way_s=0.002) is local
-    spilt = balancing.nearest(local, balancing.Pick(far, 0.005, 0.0), way_s=0.002)
-    assert spilt.state is far
-    assert spilt.predicted_s == 0.007
+    near_enough, sooner = balancing.Pick(far, 0.0115, 0.0), balancing.Pick(far, 0.007, 0.0)
+    assert balancing.nearest(local, near_enough, hysteresis=0.1, margin_s=0.0) is local
+    assert balancing.nearest(local, sooner, hysteresis=0.1, margin_s=0.0) is sooner
+    assert balancing.nearest(local, sooner, hysteresis=0.1, margin_s=0.005) is local
 
 
 @given(st.integers(1, 40), st.integers(0, 2**64 - 1))

@@ -20,7 +20,7 @@ from services.domain.request import InferCall, Preference, RouteOptions
 from services.domain.rng import KeyedRng
 from services.domain.service_class import OPEN, ServiceClass
 from services.domain.strategies import Fallback, HashKey, RouteName, Shadow, Split, SplitTarget
-from services.domain.tenancy import Balancing, BalancingStrategy, Tier
+from services.domain.tenancy import Balancing, BalancingStrategy, SessionAffinity, Tier, ZoneSpill
 from services.router.attempting import AttemptFailed, HostAnswer
 from services.router.composing import Composer
 from services.router.decision_log import DecisionLog
@@ -95,6 +95,7 @@ BALANCED = {
     "turns": Balancing(BalancingStrategy.ROUND_ROBIN),
     "any": Balancing(BalancingStrategy.RANDOM),
     "fewest": Balancing(BalancingStrategy.LEAST_LOADED),
+    "kept": Balancing(affinity=SessionAffinity(True, 1.5), zones=ZoneSpill(0.3, 0.001)),
 }
 """By the name of a route and of its policy."""
 

@@ -10,10 +10,12 @@ from services.domain.model import ModelKey, ModelState
 from services.policy import scoring
 from services.policy.scoring import VersionState
 from services.router.host_book import HostBook, take_failure, take_report
+from services.router.host_picking import Fleet
 from tests.fakes.objects import a_host, hosted
 from tests.unit.router.yards import a_snapshot, digits
 
 KEY = ModelKey("digits", "1.0.0")
+FLEET = Fleet(routers=1, zone="a", zone_way_s=0.02)
 H0, H1 = a_host("h0", hosted("digits")), a_host("h1", hosted("digits"))
 
 
@@ -29,7 +31,7 @@ def a_report(sequence: int, *, base_s: float = 0.001, draining: bool = False) ->
 
 
 def test_what_was_learned_outlives_a_snapshot() -> None:
-    book = HostBook()
+    book = HostBook(FLEET)
     before = states(book, 0.0, H0)["h0"]
 
     after = states(book, 1.0, H0, H1)["h0"]
@@ -38,7 +40,7 @@ def test_what_was_learned_outlives_a_snapshot() -> None:
 
 
 def test_a_host_that_comes_back_as_another_process_starts_anew() -> None:
-    book = HostBook()
+    book = HostBook(FLEET)
     before = states(book, 0.0, H0)["h0"]
     take_failure(before, HostUnavailable("gone"), 0.0, hung=False)
 
@@ -49,7 +51,7 @@ def test_a_host_that_comes_back_as_another_process_starts_anew() -> None:
 
 
 def test_a_version_that_was_reloaded_starts_anew() -> None:
-    book = HostBook()
+    book = HostBook(FLEET)
     before = states(book, 0.0, H0)["h0"]
     loading = replace(H0, models=(hosted("digits", state=ModelState.LOADING),))
 
@@ -58,7 +60,7 @@ def test_a_version_that_was_reloaded_starts_anew() -> None:
 
 
 def test_only_a_newcomer_among_established_hosts_ramps() -> None:
-    book = HostBook()
+    book = HostBook(FLEET)
 
     first = states(book, 0.0, H0)["h0"]
     second = states(book, 5.0, H0, H1)["h1"]
@@ -68,7 +70,7 @@ def test_only_a_newcomer_among_established_hosts_ramps() -> None:
 
 
 def test_hosts_that_came_together_do_not_ramp() -> None:
-    book = HostBook()
+    book = HostBook(FLEET)
     states(book, 0.0)
 
     together = states(book, 1.0, H0)
@@ -79,14 +81,14 @@ def test_hosts_that_came_together_do_not_ramp() -> None:
 
 
 def test_a_newcomer_starts_from_what_its_peers_measured() -> None:
-    book = HostBook()
+    book = HostBook(FLEET)
     take_report(states(book, 0.0, H0)["h0"], a_report(1, base_s=0.004), KEY, 0.0)
 
     assert states(book, 1.0, H0, H1)["h1"].batch_s(1, 1.0) == pytest.approx(0.004)
 
 
 def test_a_report_that_was_overtaken_is_ignored() -> None:
-    state = states(HostBook(), 0.0, H0)["h0"]
+    state = states(HostBook(FLEET), 0.0, H0)["h0"]
 
     take_report(state, a_report(5), KEY, 0.0)
     take_report(state, a_report(4, base_s=9.0), KEY, 0.0)
@@ -96,7 +98,7 @@ def test_a_report_that_was_overtaken_is_ignored() -> None:
 
 
 def test_a_host_that_reports_to_be_draining_is_left_alone() -> None:
-    state = states(HostBook(), 0.0, H0)["h0"]
+    state = states(HostBook(FLEET), 0.0, H0)["h0"]
 
     take_report(state, a_report(1, draining=True), KEY, 0.0)
 
