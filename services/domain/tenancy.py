@@ -68,7 +68,7 @@ class BalancingStrategy(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class SessionAffinity:
-    """Keeps a session's calls on one host, while that has at most `load_factor` times the mean."""
+    """Keeps a session's calls on one host, while that has at most `load_factor` times its share."""
 
     enabled: bool = False
     load_factor: float = 1.25

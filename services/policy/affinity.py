@@ -2,9 +2,10 @@
 
 Every host has a rank for a session, a hash of both (Thaler and Ravishankar, "Using name-based mappings to increase hit
 rates", IEEE/ACM ToN 6(1), 1998). The host of the highest rank gets the session's calls, as long as that leaves it with
-at most a multiple of the mean load; else the next one does (Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing
-with bounded loads", SODA 2018). A host that goes takes with it only its own sessions' place, and one that comes takes
-over an even share of all. There is nothing to remember, and routers of the same seed agree.
+at most a multiple of its share of all calls; else the next one does (Mirrokni, Thorup and Zadimoghaddam, "Consistent
+hashing with bounded loads", SODA 2018). Their shares are even; here they are as hosts are fast, for by even ones those
+four times as slow as others would have the longest queue by far. A host that goes takes with it only its own sessions'
+place, and one that comes takes over an even part of all. Nothing is remembered, and routers of the same seed agree.
 """
 
 import math
@@ -15,6 +16,9 @@ from services.domain.rng import KeyedRng
 from services.domain.service_class import DEFAULT_BAND
 from services.policy.balancing import Draw, Pick
 from services.policy.scoring import VersionState, backlog, completion_s, penalty_s
+
+LEAST_S = 1e-6
+"""Time of a call by which hosts are compared that have not said any."""
 
 _WHOLE = (1 << 64) - 1
 _HOSTS = KeyedRng(0)
@@ -40,7 +44,7 @@ def keep(
     Args:
         states: Hosts that have the version ready.
         session: The session's bits.
-        load_factor: Most calls of a host, as a multiple of the mean with this call; 1 or more.
+        load_factor: Most calls of a host, as a multiple of its share of all and this one; 1 or more.
         now_s: Monotonic seconds.
         routers: Routers that send to these hosts, this one included.
         draw: The chance of this attempt: some calls go to hosts that failed, to see a recovery.
@@ -54,8 +58,13 @@ def keep(
     if not sound:
         return None
     loads = [backlog(state, now_s, routers=routers, band=band) for state in sound]
-    most = math.ceil(load_factor * (sum(loads) + 1) / len(sound))
-    _, at = max((rank(session, state.host.host_id), at) for at, state in enumerate(sound) if loads[at] < most)
+    speeds = [state.batch_cap / max(LEAST_S, state.batch_s(state.batch_cap, now_s)) for state in sound]
+    most = load_factor * (sum(loads) + 1) / sum(speeds)
+    _, at = max(
+        (rank(session, state.host.host_id), at)
+        for at, state in enumerate(sound)
+        if loads[at] < math.ceil(most * speeds[at])
+    )
     state = sound[at]
     return Pick(state, completion_s(state, now_s, routers=routers, band=band), 0.0)
 

@@ -85,6 +85,19 @@ def test_no_host_has_more_than_the_bound(count: int, factor: float, calls: int, 
         assert max(state.in_flight for state in states) <= math.ceil(factor * (number + 1) / count)
 
 
+def test_the_bound_of_a_slow_host_is_its_share() -> None:
+    states = some_states("slow", "quick-1", "quick-2")
+    for state in states:
+        service_s = 0.08 if state.host.host_id == "slow" else 0.02
+        scoring.reported(state, ModelLoad(KEY, 0, 0, 1, service_s, 0.0), 0.0)
+
+    for number in range(36):
+        name = kept(states, f"s{number}", factor=1.0)
+        scoring.sent(next(state for state in states if state.host.host_id == name), 0.0)
+
+    assert [state.in_flight for state in states] == [4, 16, 16]
+
+
 def test_a_session_comes_back_once_its_host_has_room() -> None:
     states = some_states("a", "b", "c")
     home = kept(states, "s")
