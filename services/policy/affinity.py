@@ -20,6 +20,9 @@ from services.policy.scoring import VersionState, backlog, completion_s, penalty
 LEAST_S = 1e-6
 """Time of a call by which hosts are compared that have not said any."""
 
+ROUNDING = 1e-9
+"""Of a bound that comes out a hair above a whole number."""
+
 _WHOLE = (1 << 64) - 1
 _HOSTS = KeyedRng(0)
 
@@ -63,7 +66,7 @@ def keep(
     _, at = max(
         (rank(session, state.host.host_id), at)
         for at, state in enumerate(sound)
-        if loads[at] < math.ceil(most * speeds[at])
+        if loads[at] < math.ceil(most * speeds[at] - ROUNDING)
     )
     state = sound[at]
     return Pick(state, completion_s(state, now_s, routers=routers, band=band), 0.0)

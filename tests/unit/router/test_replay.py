@@ -46,7 +46,7 @@ async def test_fleets_of_any_size_are_replayed(tmp_path: Path, zone: str, hosts:
 async def test_a_hundred_thousand_decisions_are_made_again(tmp_path: Path) -> None:
     world = LoggedWorld(tmp_path, hosts=9)
 
-    await world.run(90_000)
+    await world.run(92_000)
 
     found = world.replay()
     assert found.first is None
