@@ -11,6 +11,7 @@ from services.domain.host import HostedModel, HostRecord
 from services.domain.model import ModelKey, ModelState
 from services.domain.objects import Choose, Metadata, Object, Route, RouteTarget
 from services.domain.request import Preference, RouteOptions
+from services.domain.rng import KeyedRng
 from services.policy import scoring
 from services.policy.balancing import Draw
 from services.policy.choosing import WORST
@@ -52,11 +53,12 @@ class Yard:
         for at in range(hosts):
             some = [HostedModel(ModelKey(name, "1.0.0"), ModelState.READY) for name in names if chance.random() < 0.6]
             records.append(replace(a_host(f"h{at}", *some), zone=chance.choice("ab")))
-        self.book = HostBook()
+        fleet = Fleet(routers=2, zone=chance.choice(("", "a")), zone_way_s=0.002)
+        self.book = HostBook(fleet)
         snapshot = a_snapshot(objects, records)
         self.book.turn_to(snapshot, 0.0)
         self.destination = snapshot.destination("pick")
-        self.planner = Planner(self.book, Fleet(routers=2, zone=chance.choice(("", "a")), zone_way_s=0.002))
+        self.planner = Planner(self.book, fleet, KeyedRng(0))
         for option in self.destination.options:
             for state in self.book.states(option):
                 state.base_s = chance.choice((0.001, 0.002, chance.random() / 100))
@@ -120,10 +122,11 @@ def test_a_candidate_that_cannot_win_is_not_looked_at() -> None:
         objects += [a_model(name), rated(name, quality=at / 100)]
     keys = [HostedModel(ModelKey(name, "1.0.0"), ModelState.READY) for name in names]
     snapshot = a_snapshot(objects, [a_host("h", *keys)])
-    book, seen = HostBook(), Seen()
+    fleet = Fleet(routers=1, zone="", zone_way_s=0.0)
+    book, seen = HostBook(fleet), Seen()
     book.turn_to(snapshot, 0.0)
 
-    plan = Planner(book, Fleet(routers=1, zone="", zone_way_s=0.0)).plan(
+    plan = Planner(book, fleet, KeyedRng(0)).plan(
         a_call("pick"),
         snapshot.destination("pick"),
         now_s=0.0,

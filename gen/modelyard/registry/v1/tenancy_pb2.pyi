@@ -248,8 +248,8 @@ class SessionAffinity(_message.Message):
     enabled: _builtins.bool
     """True does, for calls with a session key; calls without one go where they would otherwise."""
     load_factor: _builtins.float
-    """Calls that the host may have, as a multiple of the mean over all hosts, 1 to 100; then another one takes the
-    session's next call. Unset: 1.25.
+    """Calls that the host may have, as a multiple of its share of all that hosts have, 1 to 100; beyond that another one
+    takes the session's next call. Shares are as hosts are fast. Unset: 1.25.
     """
     def __init__(
         self,
