@@ -187,6 +187,14 @@ ROUTER_COPY_DIFFERENCE = Histogram(
     buckets=(0.0, 1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0, 100.0),
     registry=REGISTRY,
 )
+ROUTER_CACHE = HotCounter(
+    "modelyard_router_cache_total",
+    "Calls to models of a route that keeps answers: hit, miss, coalesced (computed for another one), bypass.",
+    ["route", "outcome"],
+    registry=REGISTRY,
+)
+ROUTER_CACHE_BYTES = Gauge("modelyard_router_cache_bytes", "What kept answers take, about.", registry=REGISTRY)
+ROUTER_CACHE_ENTRIES = Gauge("modelyard_router_cache_entries", "Answers kept.", registry=REGISTRY)
 ROUTER_LOG_ENTRIES = Counter(
     "modelyard_router_decision_log_entries_total",
     "Entries of the decision log: written, or dropped because the disk did not keep up or refused them.",
@@ -357,6 +365,8 @@ GAUGE_MERGE: dict[str, GaugeMerge] = {
     "modelyard_router_snapshot_revision": GaugeMerge.MIN,  # every worker routes by at least this one
     "modelyard_router_snapshot_age_seconds": GaugeMerge.MAX,
     "modelyard_router_workers": GaugeMerge.SUM,
+    "modelyard_router_cache_bytes": GaugeMerge.SUM,
+    "modelyard_router_cache_entries": GaugeMerge.SUM,
     "modelyard_registry_head_age_seconds": GaugeMerge.MAX,
     "modelyard_store_bytes": GaugeMerge.MAX,
     "modelyard_store_revision": GaugeMerge.MAX,

@@ -122,6 +122,8 @@ def _model_from(metadata: objects.Metadata, spec: objects_pb2.ModelSpec) -> obje
         latency_slo_s=seconds_from(spec.latency_slo) if spec.HasField("latency_slo") else None,
         owner=spec.owner,
         availability_slo=spec.availability_slo if spec.HasField("availability_slo") else None,
+        deterministic=spec.deterministic,
+        shareable_answers=spec.shareable_answers,
     )
 
 
@@ -135,6 +137,8 @@ def _model_to(model: objects.Model) -> objects_pb2.ModelSpec:
         latency_slo=None if model.latency_slo_s is None else duration_to(model.latency_slo_s),
         owner=model.owner,
         availability_slo=model.availability_slo,
+        deterministic=model.deterministic,
+        shareable_answers=model.shareable_answers,
     )
 
 

@@ -49,6 +49,7 @@ def route_from(metadata: objects.Metadata, spec: objects_pb2.RouteSpec) -> objec
         inputs=tuple(spec_from(tensor) for tensor in spec.inputs),
         outputs=tuple(spec_from(tensor) for tensor in spec.outputs),
         max_in_flight=spec.max_in_flight,
+        cache=_cache_from(spec.cache) if spec.HasField("cache") else None,
     )
 
 
@@ -65,9 +66,23 @@ def route_to(route: objects.Route) -> objects_pb2.RouteSpec:
         inputs=[spec_to(tensor) for tensor in route.inputs],
         outputs=[spec_to(tensor) for tensor in route.outputs],
         max_in_flight=route.max_in_flight,
+        cache=None if route.cache is None else _cache_to(route.cache),
     )
     _put_strategy(route.strategy, spec)
     return spec
+
+
+def _cache_from(cache: objects_pb2.Cache) -> objects.Cache:
+    return objects.Cache(
+        ttl_s=seconds_from(cache.ttl),
+        coalesce=cache.coalesce if cache.HasField("coalesce") else True,
+        stale_s=seconds_from(cache.stale),
+    )
+
+
+def _cache_to(cache: objects.Cache) -> objects_pb2.Cache:
+    stale = duration_to(cache.stale_s) if cache.stale_s else None
+    return objects_pb2.Cache(ttl=duration_to(cache.ttl_s), coalesce=cache.coalesce, stale=stale)
 
 
 def _strategy_from(name: str, spec: objects_pb2.RouteSpec) -> strategies.Strategy:

@@ -72,10 +72,20 @@ def _own_faults(item: Object, state: _State) -> Iterator[Fault]:
         case Route():
             if item.policy and item.policy not in state.policies:
                 yield Fault("route.policy", f"there is no Policy {shown(item.policy)}")
+            if item.cache is not None:
+                yield from _cache_faults(item, state)
         case Tenant():
             yield from _tenant_faults(item, state)
         case _:
             pass
+
+
+def _cache_faults(route: Route, state: _State) -> Iterator[Fault]:
+    for name in dict.fromkeys(target.model for target in route.targets):
+        model = state.models.get(name)
+        if model is not None and not model.deterministic:
+            text = f"Model '{name}' is not declared `deterministic`: its answers must not be kept"
+            yield Fault("route.cache", text)
 
 
 def _version_faults(version: ModelVersion, state: _State) -> Iterator[Fault]:

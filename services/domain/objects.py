@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from services.domain.caching import Cache
 from services.domain.host import DeviceKind
 from services.domain.model import ModelKey, TensorSpec
 from services.domain.padding import Padding
@@ -23,6 +24,7 @@ __all__ = [
     "MAX_TIMEOUT_S",
     "Artifact",
     "Backend",
+    "Cache",
     "Choose",
     "Generation",
     "Lineage",
@@ -101,6 +103,10 @@ class Model:
     latency_slo_s: float | None = None
     owner: str = ""
     availability_slo: float | None = None
+    deterministic: bool = False
+    """The same inputs and parameters give the same outputs."""
+    shareable_answers: bool = False
+    """A kept answer may be given to other tenants."""
 
     @property
     def key(self) -> ObjectKey:
@@ -242,6 +248,8 @@ class Route:
     outputs: tuple[TensorSpec, ...] = ()
     max_in_flight: int = 0
     """Calls at once, over all routers; 0 is no limit."""
+    cache: Cache | None = None
+    """None keeps no answers."""
 
     @property
     def key(self) -> ObjectKey:

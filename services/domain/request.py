@@ -4,6 +4,7 @@ import enum
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from services.domain.caching import CachePolicy
 from services.domain.model import TensorMeta
 
 
@@ -33,6 +34,7 @@ class RouteOptions:
     """1 is the most urgent; 0 says nothing."""
     session: str = ""
     """What a split keeps together; empty says nothing."""
+    cache: CachePolicy = CachePolicy.DEFAULT
 
 
 class InferCall(NamedTuple):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
+from services.domain.caching import MAX_AGE_S, Cache
 from services.domain.errors import Fault
 from services.domain.objects import Route
 from services.domain.schemas import MAX_TENSORS, tensor_spec_faults
@@ -53,7 +54,24 @@ def route_faults(route: Route) -> list[Fault]:
         )
     if route.max_in_flight < 0:
         faults.append(Fault("route.max_in_flight", f"{route.max_in_flight} must not be negative; 0 is no limit"))
+    if route.cache is not None:
+        faults += _cache_faults(route, route.cache)
     return faults + range_faults(route.max_attempts, "route.max_attempts", 1, 10)
+
+
+def _cache_faults(route: Route, cache: Cache) -> list[Fault]:
+    faults = []
+    if not 0.0 < cache.ttl_s <= MAX_AGE_S:
+        faults.append(Fault("route.cache.ttl", f"{cache.ttl_s:g} s must be positive, and at most {MAX_AGE_S:g} s"))
+    if not 0.0 <= cache.stale_s <= MAX_AGE_S:
+        faults.append(Fault("route.cache.stale", f"{cache.stale_s:g} s must be in 0 s to {MAX_AGE_S:g} s"))
+    if cache.stale_s and isinstance(route.strategy, Cascade | Ensemble | Pipeline):
+        text = "of a route that goes on with what its models answer, old answers do not stand in: leave it out"
+        faults.append(Fault("route.cache.stale", text))
+    if not route.targets:
+        text = "this route names only other routes, which go by their own: say it there"
+        faults.append(Fault("route.cache", text))
+    return faults
 
 
 def crowd_faults(strategy: Strategy) -> list[Fault]:

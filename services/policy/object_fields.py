@@ -67,6 +67,8 @@ def _model_fields(model: Model) -> Iterator[tuple[str, Leaf]]:
     yield "model.latency_slo", None if model.latency_slo_s is None else seconds(model.latency_slo_s)
     yield "model.owner", or_none(model.owner)
     yield "model.availability_slo", model.availability_slo
+    yield "model.deterministic", model.deterministic
+    yield "model.shareable_answers", model.shareable_answers
 
 
 def _artifact_fields(path: str, artifact: Artifact) -> Iterator[tuple[str, Leaf]]:
@@ -149,6 +151,10 @@ def _route_fields(route: Route) -> Iterator[tuple[str, Leaf]]:
     yield "route.protected", route.protected
     yield from _spec_fields("route.inputs", route.inputs)
     yield from _spec_fields("route.outputs", route.outputs)
+    if route.cache is not None:
+        yield "route.cache.ttl", seconds(route.cache.ttl_s)
+        yield "route.cache.coalesce", route.cache.coalesce
+        yield "route.cache.stale", seconds(route.cache.stale_s)
 
 
 def _pool_fields(pool: Pool) -> Iterator[tuple[str, Leaf]]:

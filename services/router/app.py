@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +20,10 @@ from services.chassis.shared_counts import LocalCounts, SharedCounts
 from services.chassis.telemetry import Telemetry
 from services.domain.clock import Clock, SystemClock
 from services.domain.rng import KeyedRng
+from services.policy.keeping import Kept
 from services.router import v2_pool
+from services.router.cache import AnswerCache, Entry
+from services.router.canonical import Canonical
 from services.router.catalog import Catalog
 from services.router.composing import Composer
 from services.router.config import Config
@@ -88,10 +92,11 @@ async def start(config: Config, process: Process) -> None:
     log = None if config.decision_log_dir is None else _decision_log(config, config.decision_log_dir, clock)
     if log is not None:
         process.on_stop("decision log", partial(asyncio.to_thread, log.close))
+    feedback = Feedback(telemetry=telemetry, clock=clock)
     pipeline = Pipeline(
         catalog=catalog,
         hosts=hosts,
-        feedback=Feedback(telemetry=telemetry, clock=clock),
+        feedback=feedback,
         clock=clock,
         rng=KeyedRng(config.seed),
         fleet=Fleet(routers=config.senders, zone=config.zone, zone_way_s=config.zone_way_s),
@@ -104,6 +109,7 @@ async def start(config: Config, process: Process) -> None:
         counts=_counts(config),
         composes=Composer(),
         recorder=log,
+        cache=_answers(config, feedback, clock) if config.cache_bytes else None,
     )
     process.on_stop("copies for shadows", pipeline.close)
     calls = Calls(pipeline=pipeline, ids=request_ids())
@@ -136,6 +142,13 @@ async def start(config: Config, process: Process) -> None:
     await server.start()
     process.on_stop("server", partial(server.drain, wind_down=many.wind_down))
     _set_serving(server, catalog.snapshot() is not None)
+
+
+def _answers(config: Config, feedback: Feedback, clock: Clock) -> AnswerCache:
+    kept: Kept[bytes, Entry] = Kept(config.cache_bytes)
+    instruments.ROUTER_CACHE_BYTES.set_function(lambda: kept.size_bytes)
+    instruments.ROUTER_CACHE_ENTRIES.set_function(lambda: len(kept))
+    return AnswerCache(kept=kept, messages=Canonical(os.urandom(32)), feedback=feedback, clock=clock)
 
 
 def _decision_log(config: Config, directory: Path, clock: Clock) -> DecisionLog:

@@ -89,8 +89,10 @@ class Composer:
         payload = _plain(call.payload)
         if tensors is None:
             # Of a repeated field that is there twice, all entries count.
-            raw = payload.raw + _asked_for(_missing(payload.raw, wanted)).SerializeToString() if wanted else payload.raw
-            return call._replace(payload=payload._replace(raw=raw))
+            if missing := _missing(payload.raw, wanted):
+                raw = payload.raw + _asked_for(missing).SerializeToString()
+                payload = payload._replace(raw=raw, layout=None)
+            return call._replace(payload=payload)
         head = _asked_for(wanted)
         head.id = call.request_id
         for name, parameter in _head(payload.raw).parameters.items():
@@ -143,6 +145,18 @@ class Composer:
     def _sent(self, call: InferCall, response: bytes) -> object:
         whole = response + pb.InferResponse(id=call.request_id).SerializeToString()
         return Finished(whole, pb.StreamTotals()) if isinstance(call.payload, Streamed) else whole
+
+
+def reformed(call: InferCall, response: bytes) -> bytes:
+    """An answer whose elements are raw with typed ones, or the other way round, as `call` asked.
+
+    Raises:
+        ModelFailed: It is no answer.
+    """
+    head, _ = _cut(response)
+    outputs = Composer().outputs(response)
+    head.ClearField("outputs")
+    return head.SerializeToString() + _encoded("", outputs, raw=_is_raw(call, outputs))
 
 
 def _plain(payload: object) -> Payload:

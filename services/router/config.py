@@ -51,6 +51,9 @@ class Config:
     max_in_flight: int = 4096
     """Calls held at once, by all workers together; more are refused. Only those of the first band get the last of
     them: each later band leaves a little more free, up to a fifth. With small tensors a call takes about 50 KB."""
+    cache_bytes: int = 64 << 20
+    """Bytes of answers that each worker keeps for routes with a `cache`; 0 keeps none, and computes every call. One
+    answer may take an eighth of it."""
     otlp_endpoint: str | None = None
     """HOST:PORT of an OTLP collector. Empty sends no traces."""
     trace_ratio: float = 0.01
@@ -102,6 +105,8 @@ class Config:
             )
         if self.decision_log_max_bytes < 65536:
             found.append(f"decision_log_max_bytes: {self.decision_log_max_bytes} must be 65536 or more")
+        if self.cache_bytes != 0 and self.cache_bytes < 65536:
+            found.append(f"cache_bytes: {self.cache_bytes} must be 65536 or more, or 0 to keep no answers")
         if not 0 <= self.metrics_port <= 65535:
             found.append(f"metrics_port: {self.metrics_port} must be in 0 to 65535")
         for name, number in (

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from services.domain.caching import CacheStatus
 from services.domain.errors import YardError
 from services.domain.host import HostRecord
 from services.domain.objects import ModelVersion
@@ -62,6 +63,19 @@ class StepView:
     """It was not waited for."""
 
 
+class Cached(NamedTuple):
+    """What the answers that a route keeps had to do with one call."""
+
+    status: CacheStatus
+    age_s: float | None = None
+    """Of a kept answer."""
+
+    @property
+    def known(self) -> bool:
+        """Whether nothing was computed for it."""
+        return self.status is CacheStatus.HIT or self.status is CacheStatus.COALESCED
+
+
 class CopyEnded(NamedTuple):
     """What became of the copy of a call for a shadow."""
 
@@ -119,6 +133,8 @@ class Decision:
     """None where no strategy led over others."""
     refusal: str = ""
     """In a dry run: why the call would not be let in now; empty if it would."""
+    cached: Cached | None = None
+    """None where the route keeps no answers, or several were put together."""
     record: "Record | None" = None
     """What is written down of it; None if nothing is."""
 
@@ -139,6 +155,8 @@ class Decision:
         """Price of what answered."""
         if self.told is not None and self.told.cost_microusd is not None:
             return self.told.cost_microusd
+        if self.cached is not None and self.cached.known:
+            return 0
         return 0 if self.version is None else self.version.cost_microusd
 
     @property
@@ -173,7 +191,7 @@ class Decision:
     def adopt(self, leg: "Decision") -> None:
         """Let what answered `leg` be what answers this."""
         self.version, self.host, self.reason = leg.version, leg.host, leg.reason
-        self.batch_size = leg.batch_size
+        self.batch_size, self.cached = leg.batch_size, leg.cached
         stages, own = leg.stages, self.stages
         own.queue_s, own.compute_s, own.network_s = stages.queue_s, stages.compute_s, stages.network_s
         if leg.told is not None:

@@ -273,5 +273,6 @@ class CallRecord:
                 stages.queue_s,
                 stages.compute_s,
                 decision.batch_size,
+                decision.cached,
             )
         )

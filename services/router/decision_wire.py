@@ -8,6 +8,7 @@ from modelyard.inference.v1 import inference_pb2 as pb
 from services.chassis.codec import duration_to, service_class_to
 from services.chassis.encoding import varint
 from services.chassis.errors import status_of
+from services.domain.caching import CacheStatus
 from services.domain.host import HostRecord
 from services.domain.objects import ModelVersion
 from services.domain.service_class import ORDINARY
@@ -23,6 +24,9 @@ _SOURCES = {
     DeadlineSource.ROUTE_MAXIMUM: pb.DEADLINE_SOURCE_ROUTE_MAXIMUM,
     DeadlineSource.TIMEOUT_PARAMETER: pb.DEADLINE_SOURCE_TIMEOUT_PARAMETER,
 }
+
+
+CACHED = {status: pb.CacheStatus.Value(f"CACHE_STATUS_{status.value}") for status in CacheStatus}
 
 
 class _Told(NamedTuple):
@@ -43,13 +47,14 @@ _CHOOSE, _QUEUE, _COMPUTE, _NETWORK, _TOTAL = b"\x0a", b"\x12", b"\x1a", b"\x22"
 _HOST, _OK, _DURATION = b"\x0a", b"\x12\x02OK", b"\x1a"
 
 _TOLD_KEPT = 4096
-_told: dict[tuple[str, str, str, str, int], _Told] = {}
+_told: dict[tuple[str, str, str, str, int, bool], _Told] = {}
 
 
 def _told_of(decision: Decision, version: ModelVersion, host: HostRecord) -> _Told:
     """What is the same for call after call, encoded once."""
     route, model, revision = decision.route, version.metadata.name, decision.registry_revision
-    key = (route, model, version.version, host.host_id, revision)
+    known = decision.cached is not None and decision.cached.known
+    key = (route, model, version.version, host.host_id, revision, known)
     told = _told.get(key)
     if told is None or told.version is not version or told.host is not host:
         message = pb.Decision(
@@ -60,7 +65,7 @@ def _told_of(decision: Decision, version: ModelVersion, host: HostRecord) -> _To
             version=version.version,
             host=host.host_id,
             zone=host.zone,
-            cost_microusd=version.cost_microusd,
+            cost_microusd=0 if known else version.cost_microusd,
             quality=version.quality,
         )
         text = f"{route}/{model}:{version.version}@{host.host_id}; strategy={decision.strategy}; "
@@ -80,6 +85,8 @@ def trailing_metadata(decision: Decision) -> tuple[tuple[str, str], ...]:
     if told is not None:
         begin += f"arm={told.arm}; " if told.arm else ""
         begin += "degraded=true; " if told.degraded_reason else ""
+    if decision.cached is not None:
+        begin += f"cache={decision.cached.status.value}; "
     return (
         (
             DECISION_KEY,
@@ -130,6 +137,9 @@ def encode_decision(decision: Decision) -> bytes:
         parts.append(_encode_told(decision.told))
     if decision.refusal:
         parts.append(pb.Decision(refusal=decision.refusal).SerializeToString())
+    if (cached := decision.cached) is not None:
+        age = None if cached.age_s is None else duration_to(cached.age_s)
+        parts.append(pb.Decision(cache=CACHED[cached.status], cache_age=age).SerializeToString())
     if decision.candidates:
         parts.append(pb.Decision(candidates=map(_candidate_to, decision.candidates)).SerializeToString())
     return b"".join(parts)

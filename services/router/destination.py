@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from services.domain.errors import Fault, InvalidRequest, VersionNotFound
 from services.domain.host import HostRecord
@@ -9,6 +10,9 @@ from services.domain.model import ModelKey, TensorMeta, TensorSpec, schema_fault
 from services.domain.objects import Choose, Model, ModelVersion, Route, RouteTarget, Single
 from services.domain.strategies import Ensemble, Fallback, Pipeline, Shadow, strategy_name
 from services.policy.shortlisting import Shortlists
+
+if TYPE_CHECKING:
+    from services.router.cache import Stem
 
 NAMED = 10
 """Most names that an error lists."""
@@ -54,6 +58,8 @@ class Destination:
     """Inputs that were found to be well formed and to fit an option."""
     shortlists: Shortlists = field(default_factory=Shortlists)
     """In what order the options are looked at, where they are scored."""
+    stems: "list[Stem | None]" = field(default_factory=list)
+    """What the kept answers of all calls that lead here have in common; empty until it was asked for."""
 
     @property
     def strategy(self) -> str:
@@ -134,7 +140,7 @@ class Destination:
                 f"'{self.name}' has no version '{version[:LONGEST_NAME]}'; versions: {offered}",
                 metadata={"name": self.name, "version": version[:LONGEST_NAME]},
             )
-        return replace(self, options=options, fitting=set(), shortlists=Shortlists())
+        return replace(self, options=options, fitting=set(), shortlists=Shortlists(), stems=[])
 
     def leads_over(self, models: Collection[str]) -> bool:
         """Whether a change of one of `models` may be a change of this; over other routes, any may."""

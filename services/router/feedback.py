@@ -7,6 +7,7 @@ from services.chassis.errors import status_of
 from services.chassis.hot_metrics import CounterChild, HistogramChild
 from services.chassis.span_export import AttributeValue
 from services.chassis.telemetry import Telemetry, current, logger
+from services.domain.caching import CacheStatus
 from services.domain.clock import Clock
 from services.domain.errors import YardError
 from services.router.decision import Attempt, CopyEnded, Decision
@@ -45,6 +46,7 @@ class Feedback:
         self._ends: dict[tuple[str, str, str, str, str, str], Ends] = {}
         self._stages: dict[tuple[str, str], StageTimes] = {}
         self._attempts: dict[tuple[str, str], CounterChild] = {}
+        self._cached: dict[tuple[str, CacheStatus], CounterChild] = {}
 
     def chosen(self, decision: Decision, duration_s: float) -> None:
         """The first decision of a call was made."""
@@ -119,6 +121,13 @@ class Feedback:
             )
         elif copy.outcome == "failed":
             logger().debug("a shadow did not answer", route=copy.route, request_id=copy.request_id, why=copy.why)
+
+    def looked_up(self, route: str, status: CacheStatus) -> None:
+        """One candidate set of a route that keeps answers was to be asked."""
+        child = self._cached.get((route, status))
+        if child is None:
+            child = self._cached[route, status] = instruments.ROUTER_CACHE.labels(route, status.value.lower())
+        child.inc()
 
     def _ended(self, decision: Decision | None, outcome: str, duration_s: float | None) -> None:
         """Count a call, and tell its span; `duration_s` is None if how long it took says nothing."""

@@ -61,6 +61,8 @@ class Payload(NamedTuple):
 
     raw: bytes
     made_up_id: str = ""
+    layout: Layout | None = None
+    """The kind of request that it is, if that is known."""
 
     @property
     def suffix(self) -> bytes:

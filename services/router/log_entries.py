@@ -16,6 +16,7 @@ from modelyard.inference.v1 import inference_pb2
 from modelyard.type.v1 import model_pb2, service_class_pb2
 from services.chassis.codec import record_to, service_class_to
 from services.chassis.encoding import varint
+from services.domain.caching import CachePolicy
 from services.domain.errors import YardError
 from services.domain.host import HostRecord
 from services.domain.model import ModelKey, TensorMeta
@@ -23,8 +24,8 @@ from services.domain.objects import RouteTarget
 from services.domain.request import InferCall, Preference, RouteOptions
 from services.domain.service_class import ServiceClass
 from services.policy.admission import DeadlineSource
-from services.router.decision import Attempt
-from services.router.decision_wire import attempt_status
+from services.router.decision import Attempt, Cached
+from services.router.decision_wire import CACHED, attempt_status
 from services.router.log_states import Facts, Taken, message_of
 from services.router.planning import Plan, Seen
 from services.router.snapshot import Snapshot
@@ -39,6 +40,11 @@ PREFERENCES = {
     Preference.LATENCY: inference_pb2.PREFERENCE_LATENCY,
     Preference.COST: inference_pb2.PREFERENCE_COST,
     Preference.QUALITY: inference_pb2.PREFERENCE_QUALITY,
+}
+CACHES = {
+    CachePolicy.DEFAULT: inference_pb2.CACHE_POLICY_UNSPECIFIED,
+    CachePolicy.BYPASS: inference_pb2.CACHE_POLICY_BYPASS,
+    CachePolicy.REFRESH: inference_pb2.CACHE_POLICY_REFRESH,
 }
 SOURCES = {source: inference_pb2.DeadlineSource.Value(f"DEADLINE_SOURCE_{source.value}") for source in DeadlineSource}
 
@@ -107,6 +113,7 @@ class Ended(NamedTuple):
     queue_s: float | None
     compute_s: float | None
     batch_size: int
+    cached: Cached | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +199,12 @@ class Entries:
         return b"".join(parts)
 
     def ended(self, ended: Ended) -> bytes:
-        """How a call ended."""
+        """How a call ended; before that the call, if no choice was made for it."""
+        parts: list[bytes] = []
+        begun = ended.begun
+        if not begun.written_in:
+            begun.written_in = self._file
+            parts.append(self._call(begun, parts))
         attempts = [
             pb.LogAttempt(host=each.host_id, status=attempt_status(each), duration_s=each.duration_s)
             for each in ended.attempts
@@ -207,8 +219,10 @@ class Entries:
             queue_s=ended.queue_s,
             compute_s=ended.compute_s,
             batch_size=ended.batch_size,
+            cache=_UNCACHED if ended.cached is None else CACHED[ended.cached.status],
         )
-        return _entry("outcome", outcome)
+        parts.append(_entry("outcome", outcome))
+        return b"".join(parts)
 
     def _call(self, begun: Begun, parts: list[bytes]) -> bytes:
         call = pb.LogCall(
@@ -241,6 +255,7 @@ class Entries:
             parts.append(_entry("fleet", pb.LogFleet(listed=listed, gone=gone)))
 
 
+_UNCACHED = inference_pb2.CACHE_STATUS_UNSPECIFIED
 _TAGS = {field.name: varint(field.number << 3 | 2) for field in pb.LogEntry.DESCRIPTOR.fields}
 
 
@@ -317,6 +332,7 @@ def _profile_to(number: int, profile: Profile) -> pb.LogProfile:
             tier=options.tier,
             priority=options.priority,
             session=options.session,
+            cache=CACHES[options.cache],
         ),
         timeout_s=profile.timeout_s,
     )

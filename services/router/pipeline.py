@@ -20,6 +20,7 @@ from services.domain.request import InferCall
 from services.domain.rng import KeyedRng
 from services.router.asking import Asking
 from services.router.attempting import Attempting, Hosts
+from services.router.cache import AnswerCache
 from services.router.decision import Decision
 from services.router.destination import Destination
 from services.router.entering import NOTHING, Entrance
@@ -71,8 +72,9 @@ class Pipeline:
         counts: Counts,
         composes: Composes,
         recorder: Recorder | None = None,
+        cache: AnswerCache | None = None,
     ) -> None:
-        """Route by `catalog`, over `hosts`; have decisions written down by `recorder`."""
+        """Route by `catalog`, over `hosts`; have decisions written down by `recorder`, answers kept by `cache`."""
         self._catalog = catalog
         self._feedback = feedback
         self._clock = clock
@@ -94,6 +96,7 @@ class Pipeline:
         self._entrance = Entrance(counts, most=limits.most_in_flight, routers=limits.routers, refused=feedback.refused)
         self._composes = composes
         self._recorder = recorder
+        self._cache = cache
         self._strategies = Strategies(feedback, share=limits.retry_share)
 
     async def route(self, call: InferCall, *, remaining_s: float | None) -> Answer:
@@ -122,10 +125,14 @@ class Pipeline:
             if destination.choice is None:
                 course = self._course(destination, decision, deadline)
                 payload = await self._strategies.carry_out(course, call, destination, decision)
-                if decision.told is not None and decision.told.degraded_reason:
-                    self._feedback.degraded(decision)
+            elif destination.route.cache is not None and self._cache is not None:
+                payload = await self._cache.run_one(
+                    call, destination, decision, deadline, start_s, legs=self._asking, under=destination.route
+                )
             else:
                 payload = await self._asking.run_one(call, destination, decision, deadline, start_s)
+            if decision.told is not None and decision.told.degraded_reason:
+                self._feedback.degraded(decision)
             decision.stages.total_s = self._clock.now_s() - start_s
             self._feedback.answered(decision)
             return Answer(payload, decision)
@@ -143,6 +150,8 @@ class Pipeline:
     async def close(self) -> None:
         """End what goes on after answers."""
         await self._strategies.close()
+        if self._cache is not None:
+            await self._cache.close()
 
     def explain(self, call: InferCall, *, remaining_s: float | None) -> Decision:
         """Decide one call and run nothing. A call without any inputs asks what its name alone leads to.
@@ -202,6 +211,8 @@ class Pipeline:
             deadline=deadline,
             most_attempts=decision.rules.most_attempts(destination.route.max_attempts),
             tally=Tally(),
+            under=destination.route,
+            keeps=self._cache,
         )
 
 

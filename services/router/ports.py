@@ -4,6 +4,7 @@ from typing import Protocol
 
 from services.domain.errors import YardError
 from services.router.attempting import AttemptFeedback
+from services.router.cache import CacheFeedback
 from services.router.decision import Decision
 from services.router.snapshot import Snapshot
 from services.router.strategies.shadow import CopyFeedback
@@ -17,7 +18,7 @@ class Catalog(Protocol):
         ...
 
 
-class Feedback(AttemptFeedback, CopyFeedback, Protocol):
+class Feedback(AttemptFeedback, CopyFeedback, CacheFeedback, Protocol):
     """Who is told how calls go."""
 
     def chosen(self, decision: Decision, duration_s: float) -> None:

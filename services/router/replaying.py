@@ -11,6 +11,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from modelyard.inference.v1 import decision_log_pb2 as pb
+from modelyard.inference.v1.inference_pb2 import CacheStatus
 from services.chassis.codec import record_from, service_class_from
 from services.domain.errors import InvalidRequest, ModelNotFound, NotSupported, VersionNotFound
 from services.domain.host import HostRecord
@@ -58,7 +59,7 @@ class Difference:
     entry: int
     """Which entry of its file, from 1."""
     what: str
-    """`call`, `choice` or `arm`."""
+    """`call`, `choice`, `arm` or `answer`."""
     call: int
     request_id: str
     name: str
@@ -89,6 +90,10 @@ class _Call:
     rules: Rules
     arm: tuple[str, float] | None
     """As it is decided now; None if the route is no split down to a model."""
+    keeps: bool = False
+    """Whether a route on its way keeps answers."""
+    decided: bool = False
+    """Whether it was decided anew."""
 
 
 class _Book:
@@ -215,7 +220,8 @@ class Replay:
                 "call", logged, [_refused(error)], name=call.name, revision=logged.revision, now_s=logged.start_s
             )
             return
-        known.arm = self._arm(call, destination)
+        known.decided = True
+        known.arm, known.keeps = self._arm(call, destination), _keeps(destination)
         if settled.SerializeToString() != logged.settled.SerializeToString():
             fields = list(_differing(logged.settled, settled))
             self._differ("call", logged, fields, name=call.name, revision=logged.revision, now_s=logged.start_s)
@@ -275,18 +281,26 @@ class Replay:
     def _take_outcome(self, logged: pb.LogOutcome) -> None:
         self._tally.outcomes += 1
         known = self._calls.get(logged.call)
-        if known is None or known.arm is None:
+        if known is None or not known.decided:
             return
-        name, propensity = known.arm
         fields = []
-        if logged.arm != name:
-            fields.append(Field("arm", logged.arm, name))
-        if logged.propensity != propensity:
-            fields.append(Field("propensity", repr(logged.propensity), repr(propensity)))
+        if known.arm is not None:
+            name, propensity = known.arm
+            if logged.arm != name:
+                fields.append(Field("arm", logged.arm, name))
+            if logged.propensity != propensity:
+                fields.append(Field("propensity", repr(logged.propensity), repr(propensity)))
+        if logged.cache and not known.keeps:
+            fields.append(Field("cache", CacheStatus.Name(logged.cache), "the route keeps no answers"))
         if fields:
             of = known.logged
             self._differ(
-                "arm", of, fields, name=self._profiles[of.profile].name, revision=of.revision, now_s=of.start_s
+                "arm" if known.arm is not None else "answer",
+                of,
+                fields,
+                name=self._profiles[of.profile].name,
+                revision=of.revision,
+                now_s=of.start_s,
             )
 
     def _differ(
@@ -297,6 +311,10 @@ class Replay:
             self._tally.first = Difference(
                 self._entry, what, of.sequence, of.request_id, name, revision, now_s, tuple(fields)
             )
+
+
+def _keeps(destination: Destination) -> bool:
+    return destination.route.cache is not None or any(map(_keeps, destination.callees))
 
 
 def _refused(error: ModelNotFound | VersionNotFound | NotSupported | InvalidRequest) -> Field:

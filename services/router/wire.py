@@ -8,6 +8,7 @@ from google.protobuf.message import DecodeError
 
 from modelyard.inference.v1 import inference_pb2 as pb
 from services.chassis.codec import CONTENTS
+from services.domain.caching import CachePolicy
 from services.domain.errors import Fault, InvalidRequest
 from services.domain.model import TensorMeta
 from services.domain.request import InferCall, Preference, RouteOptions
@@ -35,6 +36,13 @@ _PREFERENCES = {
     pb.PREFERENCE_LATENCY: Preference.LATENCY,
     pb.PREFERENCE_COST: Preference.COST,
     pb.PREFERENCE_QUALITY: Preference.QUALITY,
+}
+
+_CACHES = {
+    pb.CACHE_POLICY_UNSPECIFIED: CachePolicy.DEFAULT,
+    pb.CACHE_POLICY_DEFAULT: CachePolicy.DEFAULT,
+    pb.CACHE_POLICY_BYPASS: CachePolicy.BYPASS,
+    pb.CACHE_POLICY_REFRESH: CachePolicy.REFRESH,
 }
 
 Metadata = Iterable[tuple[str, str | bytes]]
@@ -84,7 +92,7 @@ def call_from(
     if not name and headers:
         name = next((_text(headers[key]) for key in NAME_KEYS if key in headers), "")
     request_id = request_id or made_up_id
-    payload = Payload(received.raw, "" if own_id else request_id)
+    payload = Payload(received.raw, "" if own_id else request_id, layout)
     return InferCall(name, message.model_version, request_id, inputs, options, timeout_s, trace_id, payload)
 
 
@@ -142,6 +150,8 @@ def _options(
     preference = _PREFERENCES.get(wishes.prefer)
     if preference is None:
         faults.append(Fault("route.prefer", f"{wishes.prefer} is no Preference"))
+    if wishes.cache not in _CACHES:
+        faults.append(Fault("route.cache", f"{wishes.cache} is no CachePolicy"))
     return options_of(wishes, preference or Preference.BALANCED), timeout_s
 
 
@@ -158,6 +168,7 @@ def options_of(wishes: pb.RouteOptions, prefer: Preference) -> RouteOptions:
         tier=wishes.tier,
         priority=wishes.priority,
         session=wishes.session,
+        cache=_CACHES.get(wishes.cache, CachePolicy.DEFAULT),
     )
 
 
@@ -193,6 +204,12 @@ def _parameters(message: pb.InferRequest, wishes: pb.RouteOptions, faults: list[
         wishes.tier = parameters["tier"].string_param
         if not wishes.tier:
             faults.append(Fault("parameters[tier]", "must be the name of a tier"))
+    if "cache" in parameters:
+        asked = parameters["cache"].string_param
+        if asked.upper() in CachePolicy.__members__:
+            wishes.cache = pb.CachePolicy.Value(f"CACHE_POLICY_{asked.upper()}")
+        else:
+            faults.append(Fault("parameters[cache]", "must be one of default, bypass, refresh"))
     for name in ("sequence_id", "session"):
         if name in parameters:
             wishes.session = _key(parameters[name]) or wishes.session

@@ -8,6 +8,7 @@ from services.domain.clock import Clock
 from services.domain.deadline import Deadline
 from services.domain.errors import YardError
 from services.domain.model import TensorSpec
+from services.domain.objects import Route
 from services.domain.request import InferCall
 from services.domain.rng import KeyedRng
 from services.domain.strategies import StaticTensor
@@ -39,6 +40,31 @@ class Legs(Protocol):
 
     def plan_one(self, call: InferCall, destination: Destination, decision: Decision, remaining_s: float) -> None:
         """Decide and ask nobody; without a version in `decision` nothing can be chosen, and its reason says why."""
+        ...
+
+
+class Keeps(Protocol):
+    """Who keeps answers of candidate sets."""
+
+    async def run_one(
+        self,
+        call: InferCall,
+        destination: Destination,
+        decision: Decision,
+        deadline: Deadline,
+        start_s: float,
+        *,
+        legs: Legs,
+        under: Route,
+        most: int,
+    ) -> object:
+        """As `Legs.run_one`, for a route `under` which answers are kept, if there is none yet."""
+        ...
+
+    async def stand_in(
+        self, call: InferCall, destination: Destination, decision: Decision, *, under: Route, error: YardError
+    ) -> object | None:
+        """An answer that is too old, for a candidate set that failed with `error`; None if there is none."""
         ...
 
 
@@ -123,6 +149,9 @@ class Course:
     most_attempts: int
     """Of the whole call, as its own route says; whoever is asked first is always tried."""
     tally: Tally
+    under: Route
+    """The route whose strategy is carried out."""
+    keeps: Keeps | None
 
     async def ask(
         self, call: InferCall, destination: Destination, decision: Decision, deadline: Deadline | None = None
@@ -142,13 +171,24 @@ class Course:
         if destination.target is None:
             call = call._replace(name=destination.name, version="")
         if destination.choice is None:
-            return await self.strategies.carry_out(replace(self, deadline=deadline), call, destination, decision)
+            inner = replace(self, deadline=deadline, under=destination.route)
+            return await self.strategies.carry_out(inner, call, destination, decision)
         before = len(decision.attempts)
         most = max(1, self.most_attempts - self.tally.retries)
+        under, keeps = self.keeping(destination), self.keeps
         try:
+            if keeps is not None and under.cache is not None:
+                start_s = self.clock.now_s()
+                return await keeps.run_one(
+                    call, destination, decision, deadline, start_s, legs=self.legs, under=under, most=most
+                )
             return await self.legs.run_one(call, destination, decision, deadline, self.clock.now_s(), most=most)
         finally:
             self.tally.retries += max(0, len(decision.attempts) - before - 1)
+
+    def keeping(self, destination: Destination) -> Route:
+        """The route that says whether answers of one that this one names are kept: of models, this one itself."""
+        return destination.route if destination.target is None else self.under
 
     def plan(self, call: InferCall, destination: Destination, decision: Decision) -> None:
         """Decide what `ask` would, and ask nobody."""

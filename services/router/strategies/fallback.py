@@ -40,10 +40,27 @@ async def carry_out(
         if passed:
             decision.telling.degraded_reason = "; ".join(passed)
         return answer
+    if failed is not None and (answer := await _older(course, call, destination, decision, failed)) is not None:
+        decision.telling.degraded_reason = f"{'; '.join(passed)}; an older answer stands in"
+        return answer
     if fallback.static_answer is None:
         raise failed or NoReadyHost(f"'{destination.name}' names nobody")
     decision.reason, decision.telling.degraded_reason = KNOWN_BEFOREHAND, "; ".join(passed)
     return course.composes.static_answer(call, destination.name, destination.outputs, fallback.static_answer)
+
+
+async def _older(
+    course: Course, call: InferCall, destination: Destination, decision: Decision, failed: YardError
+) -> object | None:
+    """The kept answer of the first that has one, though it is too old; of the models that the route names itself."""
+    if course.keeps is None or course.under.cache is None:
+        return None
+    for callee in destination.callees:
+        if callee.target is not None:
+            answer = await course.keeps.stand_in(call, callee, decision, under=course.under, error=failed)
+            if answer is not None:
+                return answer
+    return None
 
 
 def plan(course: Course, call: InferCall, destination: Destination, fallback: Fallback, decision: Decision) -> None:

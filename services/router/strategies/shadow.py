@@ -70,8 +70,10 @@ class Copies:
         answer = await course.ask(call, destination.callees[0], decision)
         drawn = course.rng.unit(draw_key(call), f"shadow/{destination.name}")
         # What must not run twice is not copied; nor what was answered in pieces, which are gone.
+        # What was computed for another call was copied, or was not, with that one.
+        known = decision.cached is not None and decision.cached.known
         wanted = drawn < shadow.percent / 100.0 and call.options.idempotent and not course.composes.in_pieces(call)
-        if wanted:
+        if wanted and not known:
             self._begin(course, call, destination, shadow, Answered(decision, answer))
         return answer
 

@@ -13,6 +13,7 @@ from services.domain.model import TensorSpec
 from services.domain.objects import (
     Artifact,
     Backend,
+    Cache,
     Choose,
     Generation,
     Lineage,
@@ -81,6 +82,8 @@ FULL_MODEL = Model(
     0.05,
     "ann",
     0.999,
+    deterministic=True,
+    shareable_answers=True,
 )
 EMPTY_VERSION = ModelVersion(Metadata("digits"), "1.0.0", Backend("identity"))
 FULL_VERSION = ModelVersion(
@@ -133,6 +136,7 @@ FULL_ROUTE = replace(
     inputs=FULL_MODEL.inputs,
     outputs=FULL_MODEL.outputs,
     max_in_flight=9,
+    cache=Cache(5.0, False, 2.0),
 )
 EMPTY_POLICY = Policy(Metadata("standard"), ())
 FULL_POLICY = Policy(

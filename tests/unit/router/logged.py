@@ -15,13 +15,16 @@ from services.domain.clock import ManualClock
 from services.domain.errors import HostUnavailable, ModelFailed, Overloaded, YardError
 from services.domain.host import HostedModel, HostLoad, HostRecord, ModelLoad
 from services.domain.model import ModelKey, ModelState
-from services.domain.objects import Choose, Metadata, Object, Policy, Route, RouteTarget, Single, Tenant
+from services.domain.objects import Cache, Choose, Metadata, Object, Policy, Route, RouteTarget, Single, Tenant
 from services.domain.request import InferCall, Preference, RouteOptions
 from services.domain.rng import KeyedRng
 from services.domain.service_class import OPEN, ServiceClass
 from services.domain.strategies import Fallback, HashKey, RouteName, Shadow, Split, SplitTarget
 from services.domain.tenancy import Balancing, BalancingStrategy, SessionAffinity, Tier, ZoneSpill
+from services.policy.keeping import Kept
 from services.router.attempting import AttemptFailed, HostAnswer
+from services.router.cache import AnswerCache, Entry
+from services.router.canonical import Canonical
 from services.router.composing import Composer
 from services.router.decision_log import DecisionLog
 from services.router.feedback import Feedback
@@ -108,7 +111,7 @@ def objects_of(generation: int) -> list[Object]:
         for version in ("1.0.0", "1.1.0")
     ]
     return [
-        *(replace(a_model(model), latency_slo_s=0.02) for model in MODELS),
+        *(replace(a_model(model), latency_slo_s=0.02, deterministic=True) for model in MODELS),
         *versions,
         Policy(Metadata("default"), TIERS, default_tier="silver"),
         Tenant(Metadata("acme"), policy="default", tier="silver"),
@@ -122,6 +125,12 @@ def objects_of(generation: int) -> list[Object]:
             ),
         ),
         Route(Metadata("always"), Fallback((RouteTarget("huge", "1.1.0"), RouteName("one")))),
+        Route(Metadata("kept"), Choose(tuple(map(RouteTarget, MODELS))), cache=Cache(ttl_s=0.05)),
+        Route(
+            Metadata("kept-canary"),
+            Split((SplitTarget(RouteTarget("small"), 75.0), SplitTarget(RouteTarget("large"), 25.0))),
+            cache=Cache(ttl_s=0.05, stale_s=0.1),
+        ),
         Route(Metadata("copied"), Shadow(RouteTarget("small"), RouteTarget("large"))),
         *(
             item
@@ -156,6 +165,8 @@ class LoggedWorld:
         self.clock = ManualClock()
         self.directory = directory
         self.objects: dict[int, Objects] = {}
+        self.names: tuple[str, ...] = ("pick", "pick", "one", "canary", "always", "copied", "large", *BALANCED)
+        """What calls name."""
         self.dropped, self.written = Count(), Count()
         self.catalog = FixedCatalog(None)
         self._count = hosts
@@ -172,10 +183,12 @@ class LoggedWorld:
             queued=queued,
         )
         telemetry = Telemetry(service="router", instance="test", otlp_endpoint=None, sample_ratio=0.0)
+        feedback = Feedback(telemetry=telemetry, clock=self.clock)
+        kept: Kept[bytes, Entry] = Kept(1 << 20)
         self.pipeline = Pipeline(
             catalog=self.catalog,
             hosts=RandomHosts(self.clock, self.chance),
-            feedback=Feedback(telemetry=telemetry, clock=self.clock),
+            feedback=feedback,
             clock=self.clock,
             rng=KeyedRng(SEED),
             fleet=Fleet(routers=2, zone=zone, zone_way_s=0.002),
@@ -183,6 +196,7 @@ class LoggedWorld:
             counts=LocalCounts(),
             composes=Composer(),
             recorder=self.log,
+            cache=AnswerCache(kept=kept, messages=Canonical(bytes(16)), feedback=feedback, clock=self.clock),
         )
 
     def apply(self) -> None:
@@ -214,7 +228,7 @@ class LoggedWorld:
                 tier=chance.choice(("", "silver", "bulk")),
                 session=f"s{chance.randrange(9)}",
             )
-        name = chance.choice(("pick", "pick", "one", "canary", "always", "copied", "large", *BALANCED))
+        name = chance.choice(self.names)
         call = a_call(name, request_id=f"r{number}", options=options, timeout_s=chance.choice((None, 0.05)))
         return call._replace(payload=Payload(b""))
 

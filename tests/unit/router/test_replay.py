@@ -1,10 +1,13 @@
 """A log is decided again, bit for bit, by the code that decided; by another one the first difference is named."""
 
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from modelyard.inference.v1 import inference_pb2 as pb
 from modelyard.registry.v1 import registry_pb2
 from services.chassis.delimited import framed
 from services.chassis.object_codec import object_to
@@ -39,6 +42,36 @@ async def test_fleets_of_any_size_are_replayed(tmp_path: Path, zone: str, hosts:
     assert found.first is None
     assert found.choices > 1500
     assert found.calls == found.outcomes == 1500
+
+
+async def test_calls_that_kept_answers_were_given_for_are_replayed_though_nothing_was_chosen_for_them(
+    tmp_path: Path,
+) -> None:
+    world = LoggedWorld(tmp_path, hosts=9)
+    world.names = ("kept", "kept-canary", "pick")
+
+    await world.run(1500)
+
+    found = world.replay()
+    assert found.first is None
+    assert found.calls == found.outcomes == 1500
+    ended = Counter(entry.outcome.cache for entry in world.entries() if entry.HasField("outcome"))
+    assert min(ended[pb.CACHE_STATUS_HIT], ended[pb.CACHE_STATUS_COALESCED], ended[pb.CACHE_STATUS_MISS]) > 50
+    assert found.choices < 1500
+
+
+async def test_an_answer_that_a_route_could_not_have_kept_is_found(tmp_path: Path) -> None:
+    world = LoggedWorld(tmp_path, hosts=9)
+    world.names = ("kept",)
+    await world.run(60)
+    for revision, objects in world.objects.items():
+        route = replace(objects.routes["kept"], cache=None)
+        world.objects[revision] = objects.changed(revision, [route])
+
+    found = world.replay()
+
+    assert found.first is not None
+    assert [field.path for field in found.first.fields] == ["cache"]
 
 
 @pytest.mark.alone

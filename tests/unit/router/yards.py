@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from services.chassis.shared_counts import LocalCounts
+from services.domain.caching import CacheStatus
 from services.domain.clock import ManualClock
 from services.domain.errors import YardError
 from services.domain.host import HostRecord
@@ -11,6 +12,9 @@ from services.domain.model import TensorMeta
 from services.domain.objects import Choose, Metadata, ModelVersion, Object, Route, RouteTarget, Single
 from services.domain.request import InferCall, RouteOptions
 from services.domain.rng import KeyedRng
+from services.policy.keeping import Kept
+from services.router.cache import AnswerCache, Entry
+from services.router.canonical import Canonical
 from services.router.composing import Composer
 from services.router.decision import Attempt, CopyEnded, Decision
 from services.router.host_picking import Fleet
@@ -83,6 +87,7 @@ class Notes:
     degradations: list[str] = field(default_factory=list)
     copies: list[CopyEnded] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
+    looks: list[tuple[str, CacheStatus]] = field(default_factory=list)
 
     def chosen(self, decision: Decision, duration_s: float) -> None:
         """Keep nothing."""
@@ -102,6 +107,10 @@ class Notes:
     def refused(self, limit: str) -> None:
         """Keep it."""
         self.refusals.append(limit)
+
+    def looked_up(self, route: str, status: CacheStatus) -> None:
+        """Keep it."""
+        self.looks.append((route, status))
 
     def degraded(self, decision: Decision) -> None:
         """Keep its reason."""
@@ -128,12 +137,14 @@ class World:
         zone: str = "",
         most_in_flight: int = 100,
         routers: int = 1,
+        clock: ManualClock | None = None,
     ) -> None:
         """Route over `hosts`."""
-        self.clock = ManualClock()
+        self.clock = clock or ManualClock()
         self.hosts = FakeHosts(self.clock)
         self.catalog = FixedCatalog(a_snapshot(objects, hosts))
         self.notes = Notes()
+        self.kept: Kept[bytes, Entry] = Kept(1 << 20)
         self.pipeline = Pipeline(
             catalog=self.catalog,
             hosts=self.hosts,
@@ -144,6 +155,9 @@ class World:
             limits=Limits(most_in_flight=most_in_flight, reserve_s=0.005, retry_share=1.0, routers=routers),
             counts=LocalCounts(),
             composes=Composer(),
+            cache=AnswerCache(
+                kept=self.kept, messages=Canonical(b"secret of the test"), feedback=self.notes, clock=self.clock
+            ),
         )
 
     async def decide(self, call: InferCall, *, remaining_s: float | None = None) -> Decision:

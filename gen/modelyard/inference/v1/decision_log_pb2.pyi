@@ -681,6 +681,7 @@ class LogOutcome(_message.Message):
     QUEUE_S_FIELD_NUMBER: _builtins.int
     COMPUTE_S_FIELD_NUMBER: _builtins.int
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
     call: _builtins.int
     """The call's sequence."""
     status: _builtins.str
@@ -697,6 +698,8 @@ class LogOutcome(_message.Message):
     """Seconds that it computed."""
     batch_size: _builtins.int
     """Requests in the batch."""
+    cache: _inference_pb2.CacheStatus.ValueType
+    """What the answers that the route keeps had to do with it; unspecified where the route keeps none."""
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogAttempt]:
         """Tries on hosts."""
@@ -713,10 +716,11 @@ class LogOutcome(_message.Message):
         queue_s: _builtins.float | None = ...,
         compute_s: _builtins.float | None = ...,
         batch_size: _builtins.int = ...,
+        cache: _inference_pb2.CacheStatus.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_compute_s", b"_compute_s", "_propensity", b"_propensity", "_queue_s", b"_queue_s", "compute_s", b"compute_s", "propensity", b"propensity", "queue_s", b"queue_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compute_s", b"_compute_s", "_propensity", b"_propensity", "_queue_s", b"_queue_s", "arm", b"arm", "attempts", b"attempts", "batch_size", b"batch_size", "call", b"call", "compute_s", b"compute_s", "duration_s", b"duration_s", "propensity", b"propensity", "queue_s", b"queue_s", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compute_s", b"_compute_s", "_propensity", b"_propensity", "_queue_s", b"_queue_s", "arm", b"arm", "attempts", b"attempts", "batch_size", b"batch_size", "cache", b"cache", "call", b"call", "compute_s", b"compute_s", "duration_s", b"duration_s", "propensity", b"propensity", "queue_s", b"queue_s", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__compute_s: _TypeAlias = _typing.Literal["compute_s"]  # noqa: Y015
     _WhichOneofArgType__compute_s: _TypeAlias = _typing.Literal["_compute_s", b"_compute_s"]  # noqa: Y015

@@ -54,6 +54,66 @@ PREFERENCE_QUALITY: Preference.ValueType  # 4
 """The best answer."""
 Global___Preference: _TypeAlias = Preference  # noqa: Y015
 
+class _CachePolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CachePolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CachePolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CACHE_POLICY_UNSPECIFIED: _CachePolicy.ValueType  # 0
+    """As DEFAULT."""
+    CACHE_POLICY_DEFAULT: _CachePolicy.ValueType  # 1
+    """A kept answer will do, and this one may be kept."""
+    CACHE_POLICY_BYPASS: _CachePolicy.ValueType  # 2
+    """It is computed, and not kept."""
+    CACHE_POLICY_REFRESH: _CachePolicy.ValueType  # 3
+    """It is computed, and kept in place of an older one."""
+
+class CachePolicy(_CachePolicy, metaclass=_CachePolicyEnumTypeWrapper):
+    """What a caller wants of the answers that a route keeps."""
+
+CACHE_POLICY_UNSPECIFIED: CachePolicy.ValueType  # 0
+"""As DEFAULT."""
+CACHE_POLICY_DEFAULT: CachePolicy.ValueType  # 1
+"""A kept answer will do, and this one may be kept."""
+CACHE_POLICY_BYPASS: CachePolicy.ValueType  # 2
+"""It is computed, and not kept."""
+CACHE_POLICY_REFRESH: CachePolicy.ValueType  # 3
+"""It is computed, and kept in place of an older one."""
+Global___CachePolicy: _TypeAlias = CachePolicy  # noqa: Y015
+
+class _CacheStatus:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CacheStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CacheStatus.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CACHE_STATUS_UNSPECIFIED: _CacheStatus.ValueType  # 0
+    """The route keeps none, or several answers were put together."""
+    CACHE_STATUS_HIT: _CacheStatus.ValueType  # 1
+    """It is an answer that was kept: nothing was computed."""
+    CACHE_STATUS_MISS: _CacheStatus.ValueType  # 2
+    """None was kept for it: it was computed."""
+    CACHE_STATUS_COALESCED: _CacheStatus.ValueType  # 3
+    """It is the answer to an identical call that was under way: computed once for both."""
+    CACHE_STATUS_BYPASS: _CacheStatus.ValueType  # 4
+    """It is none that may be kept, or its caller would not have it so: it was computed."""
+
+class CacheStatus(_CacheStatus, metaclass=_CacheStatusEnumTypeWrapper):
+    """What the answers that a route keeps had to do with a call."""
+
+CACHE_STATUS_UNSPECIFIED: CacheStatus.ValueType  # 0
+"""The route keeps none, or several answers were put together."""
+CACHE_STATUS_HIT: CacheStatus.ValueType  # 1
+"""It is an answer that was kept: nothing was computed."""
+CACHE_STATUS_MISS: CacheStatus.ValueType  # 2
+"""None was kept for it: it was computed."""
+CACHE_STATUS_COALESCED: CacheStatus.ValueType  # 3
+"""It is the answer to an identical call that was under way: computed once for both."""
+CACHE_STATUS_BYPASS: CacheStatus.ValueType  # 4
+"""It is none that may be kept, or its caller would not have it so: it was computed."""
+Global___CacheStatus: _TypeAlias = CacheStatus  # noqa: Y015
+
 class _DeadlineSource:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -350,7 +410,7 @@ class InferRequest(_message.Message):
     @_builtins.property
     def parameters(self) -> _containers.MessageMap[_builtins.str, Global___InferParameter]:
         """Request parameters: timeout (microseconds), max_cost_microusd, min_quality,
-        priority, tier, session, sequence_id. Unknown names are ignored.
+        priority, tier, session, sequence_id, cache (bypass or refresh). Unknown names are ignored.
         """
 
     @_builtins.property
@@ -545,6 +605,7 @@ class RouteOptions(_message.Message):
     TIER_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
     max_cost_microusd: _builtins.int
     """Leave out candidates that cost more per call, in millionths of a US dollar."""
     min_quality: _builtins.float
@@ -571,6 +632,8 @@ class RouteOptions(_message.Message):
     """Calls of one session keep to one part of a route that splits calls; also the request parameters `session` and
     `sequence_id` (not 0). At most 256 characters; empty: each call for itself.
     """
+    cache: Global___CachePolicy.ValueType
+    """What to do with answers that the route keeps; also the request parameter `cache`: `default`, `bypass`, `refresh`."""
     def __init__(
         self,
         *,
@@ -584,10 +647,11 @@ class RouteOptions(_message.Message):
         tier: _builtins.str = ...,
         priority: _builtins.int = ...,
         session: _builtins.str = ...,
+        cache: Global___CachePolicy.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent", "_max_cost_microusd", b"_max_cost_microusd", "_min_quality", b"_min_quality", "idempotent", b"idempotent", "max_cost_microusd", b"max_cost_microusd", "min_quality", b"min_quality"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent", "_max_cost_microusd", b"_max_cost_microusd", "_min_quality", b"_min_quality", "explain", b"explain", "idempotent", b"idempotent", "max_cost_microusd", b"max_cost_microusd", "min_quality", b"min_quality", "prefer", b"prefer", "priority", b"priority", "session", b"session", "tenant", b"tenant", "tier", b"tier", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent", "_max_cost_microusd", b"_max_cost_microusd", "_min_quality", b"_min_quality", "cache", b"cache", "explain", b"explain", "idempotent", b"idempotent", "max_cost_microusd", b"max_cost_microusd", "min_quality", b"min_quality", "prefer", b"prefer", "priority", b"priority", "session", b"session", "tenant", b"tenant", "tier", b"tier", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__idempotent: _TypeAlias = _typing.Literal["idempotent"]  # noqa: Y015
     _WhichOneofArgType__idempotent: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent"]  # noqa: Y015
@@ -634,6 +698,8 @@ class Decision(_message.Message):
     DEGRADED_REASON_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
+    CACHE_AGE_FIELD_NUMBER: _builtins.int
     route: _builtins.str
     """The route (or model) the caller named."""
     model: _builtins.str
@@ -670,6 +736,10 @@ class Decision(_message.Message):
     """Why this is not the answer that the route would rather give; empty if it is."""
     refusal: _builtins.str
     """In Explain: why the call would be refused at the entrance now, whatever is said of hosts; empty: it would not be."""
+    cache: Global___CacheStatus.ValueType
+    """What the answers that the route keeps had to do with it; absent where the route keeps none. `model`, `version` and
+    `host` of a kept answer are those that once computed it; it has no attempts and costs nothing.
+    """
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
         """Every attempt, in order; the last one answered."""
@@ -693,6 +763,10 @@ class Decision(_message.Message):
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___DecisionStep]:
         """Of a route that asks several: each that was asked, in the order they ended; in a dry run, in the route's own order."""
+
+    @_builtins.property
+    def cache_age(self) -> _duration_pb2.Duration:
+        """How old the kept answer is."""
 
     def __init__(
         self,
@@ -721,10 +795,12 @@ class Decision(_message.Message):
         degraded_reason: _builtins.str = ...,
         steps: _abc.Iterable[Global___DecisionStep] | None = ...,
         refusal: _builtins.str = ...,
+        cache: Global___CacheStatus.ValueType = ...,
+        cache_age: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_propensity", b"_propensity", "_quality", b"_quality", "deadline", b"deadline", "propensity", b"propensity", "quality", b"quality", "service_class", b"service_class", "stages", b"stages"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_propensity", b"_propensity", "_quality", b"_quality", "cache_age", b"cache_age", "deadline", b"deadline", "propensity", b"propensity", "quality", b"quality", "service_class", b"service_class", "stages", b"stages"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_propensity", b"_propensity", "_quality", b"_quality", "arm", b"arm", "attempts", b"attempts", "batch_size", b"batch_size", "candidates", b"candidates", "cost_microusd", b"cost_microusd", "deadline", b"deadline", "deadline_source", b"deadline_source", "degraded_reason", b"degraded_reason", "host", b"host", "model", b"model", "propensity", b"propensity", "quality", b"quality", "reason", b"reason", "refusal", b"refusal", "registry_revision", b"registry_revision", "request_id", b"request_id", "route", b"route", "service_class", b"service_class", "stages", b"stages", "steps", b"steps", "strategy", b"strategy", "trace_id", b"trace_id", "version", b"version", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_propensity", b"_propensity", "_quality", b"_quality", "arm", b"arm", "attempts", b"attempts", "batch_size", b"batch_size", "cache", b"cache", "cache_age", b"cache_age", "candidates", b"candidates", "cost_microusd", b"cost_microusd", "deadline", b"deadline", "deadline_source", b"deadline_source", "degraded_reason", b"degraded_reason", "host", b"host", "model", b"model", "propensity", b"propensity", "quality", b"quality", "reason", b"reason", "refusal", b"refusal", "registry_revision", b"registry_revision", "request_id", b"request_id", "route", b"route", "service_class", b"service_class", "stages", b"stages", "steps", b"steps", "strategy", b"strategy", "trace_id", b"trace_id", "version", b"version", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__propensity: _TypeAlias = _typing.Literal["propensity"]  # noqa: Y015
     _WhichOneofArgType__propensity: _TypeAlias = _typing.Literal["_propensity", b"_propensity"]  # noqa: Y015

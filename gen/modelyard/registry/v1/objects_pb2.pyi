@@ -309,6 +309,8 @@ class ModelSpec(_message.Message):
     LATENCY_SLO_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
     AVAILABILITY_SLO_FIELD_NUMBER: _builtins.int
+    DETERMINISTIC_FIELD_NUMBER: _builtins.int
+    SHAREABLE_ANSWERS_FIELD_NUMBER: _builtins.int
     description: _builtins.str
     """One line for people."""
     task: _builtins.str
@@ -319,6 +321,14 @@ class ModelSpec(_message.Message):
     """Who answers for it."""
     availability_slo: _builtins.float
     """Share of calls that are answered in time, in (0, 1): 0.999. Unset: no promise."""
+    deterministic: _builtins.bool
+    """The same inputs and parameters give the same outputs, whenever and wherever a version computes them. Routes keep
+    answers of such models only.
+    """
+    shareable_answers: _builtins.bool
+    """A kept answer may be given to callers of another tenant than the one that it was computed for, who can then tell by
+    how soon it comes that somebody asked the same before. False: each tenant's answers are its own.
+    """
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.TensorSpec]:
         """Its inputs; at least one."""
@@ -342,10 +352,12 @@ class ModelSpec(_message.Message):
         latency_slo: _duration_pb2.Duration | None = ...,
         owner: _builtins.str = ...,
         availability_slo: _builtins.float | None = ...,
+        deterministic: _builtins.bool = ...,
+        shareable_answers: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_availability_slo", b"_availability_slo", "availability_slo", b"availability_slo", "latency_slo", b"latency_slo"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_availability_slo", b"_availability_slo", "availability_slo", b"availability_slo", "description", b"description", "inputs", b"inputs", "latency_slo", b"latency_slo", "modality", b"modality", "outputs", b"outputs", "owner", b"owner", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_availability_slo", b"_availability_slo", "availability_slo", b"availability_slo", "description", b"description", "deterministic", b"deterministic", "inputs", b"inputs", "latency_slo", b"latency_slo", "modality", b"modality", "outputs", b"outputs", "owner", b"owner", "shareable_answers", b"shareable_answers", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__availability_slo: _TypeAlias = _typing.Literal["availability_slo"]  # noqa: Y015
     _WhichOneofArgType__availability_slo: _TypeAlias = _typing.Literal["_availability_slo", b"_availability_slo"]  # noqa: Y015
@@ -1000,6 +1012,7 @@ class RouteSpec(_message.Message):
     INPUTS_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
     MAX_IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
     description: _builtins.str
     """One line for people."""
     max_attempts: _builtins.int
@@ -1064,6 +1077,12 @@ class RouteSpec(_message.Message):
         give the same. A pipeline must set it.
         """
 
+    @_builtins.property
+    def cache(self) -> Global___Cache:
+        """Answers of the models that it names itself are kept, each by itself; routes that it names go by their own. All of
+        these models must be deterministic. Unset: none is kept.
+        """
+
     def __init__(
         self,
         *,
@@ -1085,16 +1104,55 @@ class RouteSpec(_message.Message):
         inputs: _abc.Iterable[_model_pb2.TensorSpec] | None = ...,
         outputs: _abc.Iterable[_model_pb2.TensorSpec] | None = ...,
         max_in_flight: _builtins.int = ...,
+        cache: Global___Cache | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cascade", b"cascade", "choose", b"choose", "default_timeout", b"default_timeout", "ensemble", b"ensemble", "fallback", b"fallback", "max_timeout", b"max_timeout", "pipeline", b"pipeline", "shadow", b"shadow", "single", b"single", "split", b"split", "strategy", b"strategy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "cascade", b"cascade", "choose", b"choose", "default_timeout", b"default_timeout", "ensemble", b"ensemble", "fallback", b"fallback", "max_timeout", b"max_timeout", "pipeline", b"pipeline", "shadow", b"shadow", "single", b"single", "split", b"split", "strategy", b"strategy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cascade", b"cascade", "choose", b"choose", "default_timeout", b"default_timeout", "description", b"description", "ensemble", b"ensemble", "fallback", b"fallback", "inputs", b"inputs", "max_attempts", b"max_attempts", "max_in_flight", b"max_in_flight", "max_timeout", b"max_timeout", "outputs", b"outputs", "owner", b"owner", "pipeline", b"pipeline", "policy", b"policy", "protected", b"protected", "shadow", b"shadow", "single", b"single", "split", b"split", "strategy", b"strategy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "cascade", b"cascade", "choose", b"choose", "default_timeout", b"default_timeout", "description", b"description", "ensemble", b"ensemble", "fallback", b"fallback", "inputs", b"inputs", "max_attempts", b"max_attempts", "max_in_flight", b"max_in_flight", "max_timeout", b"max_timeout", "outputs", b"outputs", "owner", b"owner", "pipeline", b"pipeline", "policy", b"policy", "protected", b"protected", "shadow", b"shadow", "single", b"single", "split", b"split", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_strategy: _TypeAlias = _typing.Literal["single", "choose", "split", "shadow", "fallback", "cascade", "ensemble", "pipeline"]  # noqa: Y015
     _WhichOneofArgType_strategy: _TypeAlias = _typing.Literal["strategy", b"strategy"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_strategy) -> _WhichOneofReturnType_strategy | None: ...
 
 Global___RouteSpec: _TypeAlias = RouteSpec  # noqa: Y015
+
+@_typing.final
+class Cache(_message.Message):
+    """How answers are kept. Each router process keeps some, in memory, bounded by bytes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TTL_FIELD_NUMBER: _builtins.int
+    COALESCE_FIELD_NUMBER: _builtins.int
+    STALE_FIELD_NUMBER: _builtins.int
+    coalesce: _builtins.bool
+    """Identical calls that are under way at once are computed once. Unset: true."""
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """How old an answer may become; positive, at most 24 h."""
+
+    @_builtins.property
+    def stale(self) -> _duration_pb2.Duration:
+        """How long past `ttl` an answer may still stand in where all that the route would rather ask fail; the Decision then
+        says so in `degraded_reason`. At most 24 h. Unset or 0: it may not.
+        """
+
+    def __init__(
+        self,
+        *,
+        ttl: _duration_pb2.Duration | None = ...,
+        coalesce: _builtins.bool | None = ...,
+        stale: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_coalesce", b"_coalesce", "coalesce", b"coalesce", "stale", b"stale", "ttl", b"ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_coalesce", b"_coalesce", "coalesce", b"coalesce", "stale", b"stale", "ttl", b"ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__coalesce: _TypeAlias = _typing.Literal["coalesce"]  # noqa: Y015
+    _WhichOneofArgType__coalesce: _TypeAlias = _typing.Literal["_coalesce", b"_coalesce"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__coalesce) -> _WhichOneofReturnType__coalesce | None: ...
+
+Global___Cache: _TypeAlias = Cache  # noqa: Y015
 
 @_typing.final
 class RouteTarget(_message.Message):
