@@ -111,6 +111,7 @@ class Canonical:
 
 
 _UNKNOWN = _Head(b"", (), None)
+_NONE = bytes(8)
 _NARROW = frozenset({"INT8", "INT16", "UINT8", "UINT16"})
 
 
@@ -164,7 +165,9 @@ def _in_sequence(parameters: Mapping[str, pb.InferParameter]) -> bool:
 
 
 def _parameters(parameters: Mapping[str, pb.InferParameter], *, left_out: Collection[str] = ()) -> bytes:
-    names = sorted(name for name in parameters if name not in left_out)
+    if not parameters:
+        return _NONE
+    names = sorted([name for name in parameters if name not in left_out])
     parts = [_count(len(names))]
     for name in names:
         parameter = parameters[name]

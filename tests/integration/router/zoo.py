@@ -5,7 +5,18 @@ from dataclasses import replace
 
 from modelyard.inference.v1 import inference_pb2 as pb
 from services.domain.model import TensorSpec
-from services.domain.objects import Backend, Choose, Metadata, Model, ModelVersion, Object, Route, RouteTarget, Single
+from services.domain.objects import (
+    Backend,
+    Cache,
+    Choose,
+    Metadata,
+    Model,
+    ModelVersion,
+    Object,
+    Route,
+    RouteTarget,
+    Single,
+)
 from services.domain.strategies import (
     Cascade,
     CascadeStep,
@@ -56,7 +67,7 @@ def a_version(
     )
 
 
-ECHO, TEXT, SLOW, HELD, BUSY, SMALL, LARGE, WIDE, NOWHERE = (
+ECHO, TEXT, SLOW, HELD, BUSY, SMALL, LARGE, WIDE, NOWHERE, SURE = (
     a_model("echo"),
     a_model("text", "BYTES", 2),
     a_model("slow"),
@@ -66,6 +77,7 @@ ECHO, TEXT, SLOW, HELD, BUSY, SMALL, LARGE, WIDE, NOWHERE = (
     a_model("large"),
     replace(a_model("wide"), inputs=(TensorSpec("x", "FP32", (-1, -1)),), outputs=(TensorSpec("y", "FP32", (-1, -1)),)),
     a_model("nowhere"),
+    replace(a_model("sure"), deterministic=True),
 )
 VERSIONS = {
     "echo": (a_version("echo", "1.0.0"), a_version("echo", "1.1.0")),
@@ -77,10 +89,12 @@ VERSIONS = {
     "large": (a_version("large", quality=0.92, cost=60),),
     "wide": (a_version("wide"),),
     "nowhere": (a_version("nowhere"),),
+    "sure": (a_version("sure", base_ms=100.0, batch=1, cost=5),),
 }
-MODELS = (ECHO, TEXT, SLOW, HELD, BUSY, SMALL, LARGE, WIDE, NOWHERE)
+MODELS = (ECHO, TEXT, SLOW, HELD, BUSY, SMALL, LARGE, WIDE, NOWHERE, SURE)
 ROUTES: tuple[Object, ...] = (
     Route(Metadata("embed"), Choose((RouteTarget("small"), RouteTarget("large")))),
+    Route(Metadata("kept"), Single(RouteTarget("sure")), cache=Cache(ttl_s=600.0)),
     Route(Metadata("quick"), Single(RouteTarget("echo")), default_timeout_s=2.0, max_timeout_s=4.0),
     Route(
         Metadata("canary"),

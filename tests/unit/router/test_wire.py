@@ -7,6 +7,7 @@ import pytest
 
 from modelyard.inference.v1 import inference_pb2 as pb
 from services.chassis.codec import seconds_from
+from services.domain.caching import CachePolicy
 from services.domain.errors import HostUnavailable, InvalidRequest
 from services.domain.model import TensorMeta
 from services.domain.request import InferCall, Preference, RouteOptions
@@ -24,6 +25,13 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 def read(request: pb.InferRequest, metadata: Metadata = (), *, dry: bool = False) -> InferCall:
     received = Received.FromString(request.SerializeToString())
     return wire.call_from(received, metadata, trace_id="t", made_up_id="made-up", dry=dry)
+
+
+def sent(request: pb.InferRequest) -> Payload:
+    """What goes to a host, whatever kind of request it is known to be."""
+    payload = read(request).payload
+    assert isinstance(payload, Payload)
+    return payload._replace(layout=None)
 
 
 def faults(request: pb.InferRequest, metadata: Metadata = ()) -> list[str]:
@@ -94,10 +102,10 @@ def test_an_input_without_contents_has_no_elements() -> None:
 
 def test_the_callers_id_is_kept_and_a_missing_one_made_up() -> None:
     assert read(typed()).request_id == "mine"
-    assert read(typed()).payload == Payload(typed().SerializeToString())
+    assert sent(typed()) == Payload(typed().SerializeToString())
     call = read(raw(1))
     assert call.request_id == "made-up"
-    assert call.payload == Payload(raw(1).SerializeToString(), "made-up")
+    assert sent(raw(1)) == Payload(raw(1).SerializeToString(), "made-up")
     assert read(raw(1), (("x-request-id", "from-header"),)).request_id == "from-header"
 
 
@@ -189,6 +197,27 @@ def test_a_session_comes_by_field_or_by_parameter() -> None:
     assert read(request).options.session == "mine"
     request.route.session = "ours"
     assert read(request).options.session == "ours"
+
+
+def test_what_is_wanted_of_kept_answers_comes_by_field_or_by_parameter() -> None:
+    request = typed()
+    assert read(request).options.cache is CachePolicy.DEFAULT
+    request.parameters["cache"].string_param = "refresh"
+    assert read(request).options.cache is CachePolicy.REFRESH
+    request.route.cache = pb.CACHE_POLICY_BYPASS
+    assert read(request).options.cache is CachePolicy.BYPASS
+
+
+def test_what_nobody_can_want_of_kept_answers_is_refused() -> None:
+    request = typed()
+    request.parameters["cache"].string_param = "sometimes"
+    with pytest.raises(InvalidRequest, match=r"parameters\[cache\]: must be one of default, bypass, refresh"):
+        read(request)
+
+    del request.parameters["cache"]
+    request.route.cache = 77  # type: ignore[assignment]
+    with pytest.raises(InvalidRequest, match=r"route.cache: 77 is no CachePolicy"):
+        read(request)
 
 
 def test_sequence_zero_is_no_session() -> None:
