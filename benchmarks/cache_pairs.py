@@ -18,6 +18,7 @@ CONTENTS = {
     "FP32": "fp32_contents", "FP64": "fp64_contents", "INT32": "int_contents", "INT64": "int64_contents",
     "UINT8": "uint_contents", "BOOL": "bool_contents", "BYTES": "bytes_contents",
 }  # fmt: skip
+SOME_OUTPUTS, OTHER_OUTPUTS = ("x\0", "y"), ("x", "\0y")
 ALIKE = 8
 """Pairs in a row whose first call is the same."""
 QUIET_NAN = struct.pack("<I", 0x7FC00001)
@@ -103,13 +104,15 @@ def _asked(chance: random.Random) -> Asked:
         chance.choice(TENANTS),
         chance.choice(ROUTES),
         tuple(_tensor(chance, name) for name in names),
-        tuple(chance.sample(NAMES, chance.randrange(3))),
+        SOME_OUTPUTS if chance.random() < 0.2 else tuple(chance.sample(NAMES, chance.randrange(3))),
         tuple((f"p{at}", chance.choice((0, 1, "1", "", True, 0.5, -0.0, "ab"))) for at in range(chance.randrange(3))),
         typed=chance.random() < 0.4,
     )
 
 
 def _tensor(chance: random.Random, name: str) -> Tensor:
+    if chance.random() < 0.2:
+        return Tensor(name, "BYTES", (2,), chance.choice(list(_TEXTS)))
     datatype = chance.choice((*NUMBERS, "BYTES"))
     shape = chance.choice(((2, 3), (6,), (1, 6), (0,), (2,), (1, 1)))
     elements = 1
@@ -152,6 +155,17 @@ def _put(parameters: object, values: tuple[tuple[str, object], ...]) -> None:
             case _:
                 parameter.SetInParent()
 
+
+def _framed(*texts: bytes) -> bytes:
+    return b"".join(struct.pack("<I", len(text)) + text for text in texts)
+
+
+_TEXTS = {
+    _framed(b"ab", b"c"): _framed(b"a", b"bc"),
+    _framed(b"", b"x"): _framed(b"x", b""),
+    _framed(b"a\0", b""): _framed(b"a", b"\0"),
+}
+"""Two texts, and two others that come to the same without their lengths."""
 
 Change = Callable[[random.Random, Asked], Asked | None]
 """Another call, or the same in disguise; None where there is nothing of the kind to do."""
@@ -216,13 +230,18 @@ def _dropped(chance: random.Random, asked: Asked) -> Asked | None:
     return asked._replace(inputs=asked.inputs[1:]) if len(asked.inputs) > 1 else None
 
 
-def _bytes_elements(chance: random.Random, asked: Asked) -> Asked | None:
+def _texts_shifted(chance: random.Random, asked: Asked) -> Asked | None:
     """Where one text ends and the next begins."""
-    texts = chance.choice((((b"ab", b"c"), (b"a", b"bc")), ((b"", b"x"), (b"x", b"")), ((b"a\0", b""), (b"a", b"\0"))))
-    raws = [b"".join(struct.pack("<I", len(text)) + text for text in each) for each in texts]
-    changed = Tensor(asked.inputs[0].name, "BYTES", (2,), raws[1])
-    given = Tensor(asked.inputs[0].name, "BYTES", (2,), raws[0])
-    return None if given != asked.inputs[0] else _at(asked, 0, changed)
+    for at, tensor in enumerate(asked.inputs):
+        other = _TEXTS.get(tensor.raw) if tensor.datatype == "BYTES" else None
+        if other is not None:
+            return _at(asked, at, tensor._replace(raw=other))
+    return None
+
+
+def _outputs_shifted(chance: random.Random, asked: Asked) -> Asked | None:
+    """Where one name ends and the next begins: between them are zeros, and so there are in them."""
+    return asked._replace(outputs=OTHER_OUTPUTS) if asked.outputs == SOME_OUTPUTS else None
 
 
 def _nan(chance: random.Random, asked: Asked) -> Asked | None:
@@ -301,7 +320,8 @@ def _its_own(chance: random.Random, asked: Asked) -> Asked | None:
 
 _CHANGES: tuple[tuple[str, Change], ...] = (
     ("one bit", _one_byte), ("bytes of the next input", _moved_bytes), ("shape", _shape), ("datatype", _datatype),
-    ("swapped names", _swapped_names), ("a name", _renamed), ("an input less", _dropped), ("texts", _bytes_elements),
+    ("swapped names", _swapped_names), ("a name", _renamed), ("an input less", _dropped), ("texts", _texts_shifted),
+    ("names of outputs", _outputs_shifted),
     ("not a number", _nan), ("a parameter's type", _parameter_type), ("a parameter's place", _parameter_moved),
     ("a parameter's name", _parameter_shifted), ("an empty parameter", _parameter_more), ("outputs", _outputs),
     ("route", _route),

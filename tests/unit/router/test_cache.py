@@ -476,6 +476,20 @@ async def test_one_with_time_left_asks_anew_when_the_first_had_too_little() -> N
     assert computing.count == 1
 
 
+async def test_nobody_asks_anew_twice() -> None:
+    world, _ = a_world()
+    gate = held(world)
+    world.hosts.behaviour["a"] = lambda: BudgetExhausted("it took too long")
+    tasks = [asyncio.create_task(ask(world, a_call(), remaining_s=3.0**number)) for number in range(6)]
+    await settle()
+    gate.set()
+
+    errors = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert {type(error) for error in errors} == {BudgetExhausted}
+    assert len(world.hosts.calls) == 2
+
+
 async def test_those_with_hardly_more_time_than_the_first_do_not_ask_one_after_the_other() -> None:
     world, _ = a_world()
     gate = held(world)
