@@ -17,8 +17,9 @@ from services.domain.request import InferCall, RouteOptions
 from services.domain.rng import KeyedRng
 from services.domain.service_class import ORDINARY, ServiceClass
 from services.policy.keeping import Kept
+from services.router.answer_scope import Stem, about_of, framed
 from services.router.attempting import HostAnswer
-from services.router.cache import AnswerCache, Entry, Stem, about_of, framed
+from services.router.cache import AnswerCache, Entry
 from services.router.canonical import Canonical
 from services.router.composing import Composer
 from services.router.feedback import Feedback

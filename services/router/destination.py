@@ -12,7 +12,7 @@ from services.domain.strategies import Ensemble, Fallback, Pipeline, Shadow, str
 from services.policy.shortlisting import Shortlists
 
 if TYPE_CHECKING:
-    from services.router.cache import Stem
+    from services.router.answer_scope import Stem
 
 NAMED = 10
 """Most names that an error lists."""

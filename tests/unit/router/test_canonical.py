@@ -10,7 +10,7 @@ from services.chassis.layouts import Layouts
 from services.domain.objects import Metadata, Route, RouteTarget, Single
 from services.domain.request import InferCall
 from services.domain.service_class import ORDINARY
-from services.router.cache import Stem, about_of, framed
+from services.router.answer_scope import Stem, about_of, framed
 from services.router.canonical import Canonical
 from services.router.frames import Payload, Received
 from services.router.streaming import Streamed
