@@ -24,8 +24,8 @@ from services.router.canonical import Canonical
 from services.router.composing import Composer
 from services.router.feedback import Feedback
 from services.router.frames import Payload, Received
+from services.router.host_picking import Fleet
 from services.router.pipeline import Limits, Pipeline
-from services.router.planning import Fleet
 from services.router.snapshot import Objects, Snapshot
 from services.router.wire import call_from
 

@@ -98,7 +98,7 @@ BALANCED = {
     "turns": Balancing(BalancingStrategy.ROUND_ROBIN),
     "any": Balancing(BalancingStrategy.RANDOM),
     "fewest": Balancing(BalancingStrategy.LEAST_LOADED),
-    "kept": Balancing(affinity=SessionAffinity(True, 1.5), zones=ZoneSpill(0.3, 0.001)),
+    "zoned": Balancing(affinity=SessionAffinity(True, 1.5), zones=ZoneSpill(0.3, 0.001)),
 }
 """By the name of a route and of its policy."""
 
