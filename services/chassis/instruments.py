@@ -156,6 +156,30 @@ ROUTER_ATTEMPTS = HotCounter(
     kept=["status"],
     registry=REGISTRY,
 )
+ROUTER_EJECTIONS = Counter(
+    "modelyard_router_ejections_total",
+    "Hosts ejected: by success rate, failures, slow answers or silence.",
+    ["host", "reason"],
+    registry=REGISTRY,
+)
+ROUTER_CIRCUITS_OPENED = Counter(
+    "modelyard_router_circuits_opened_total",
+    "Circuits that opened, or whose probe failed: of a host, or of a version on it.",
+    ["host", "of"],
+    registry=REGISTRY,
+)
+ROUTER_PROBES = Counter(
+    "modelyard_router_probes_total",
+    "Calls let through to see whether a host is well again, and whether it answered.",
+    ["host", "outcome"],
+    registry=REGISTRY,
+)
+ROUTER_HEDGES = Counter(
+    "modelyard_router_hedges_total",
+    "Calls slow to answer: a second host was asked and won or lost, none could be, or the retry budget was spent.",
+    ["route", "outcome"],
+    registry=REGISTRY,
+)
 ROUTER_DECISION_SECONDS = HotHistogram(
     "modelyard_router_decision_seconds",
     "Time to choose model, version and host.",

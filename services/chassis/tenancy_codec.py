@@ -31,6 +31,7 @@ def policy_from(metadata: objects.Metadata, spec: tenancy_pb2.PolicySpec) -> obj
         hedge=_hedge_from(spec.hedge),
         price=_price_from(spec.price),
         balancing=_balancing_from(spec.balancing),
+        protection=_protection_from(spec.protection),
     )
 
 
@@ -50,6 +51,12 @@ def policy_to(policy: objects.Policy) -> tenancy_pb2.PolicySpec:
             latency_weight=policy.price.latency_weight,
         ),
         balancing=_balancing_to(policy.balancing),
+        protection=tenancy_pb2.Protection(
+            penalties=policy.protection.penalties,
+            ejection=policy.protection.ejection,
+            circuits=policy.protection.circuits,
+            shedding=policy.protection.shedding,
+        ),
     )
 
 
@@ -160,6 +167,16 @@ def _hedge_from(rules: tenancy_pb2.HedgeRules) -> tenancy.HedgeRules:
     return tenancy.HedgeRules(
         enabled=rules.enabled,
         after_quantile=rules.after_quantile if rules.HasField("after_quantile") else default.after_quantile,
+    )
+
+
+def _protection_from(rules: tenancy_pb2.Protection) -> tenancy.Protection:
+    default = tenancy.Protection()
+    return tenancy.Protection(
+        penalties=rules.penalties if rules.HasField("penalties") else default.penalties,
+        ejection=rules.ejection if rules.HasField("ejection") else default.ejection,
+        circuits=rules.circuits if rules.HasField("circuits") else default.circuits,
+        shedding=rules.shedding if rules.HasField("shedding") else default.shedding,
     )
 
 

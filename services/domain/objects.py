@@ -4,7 +4,6 @@ What makes a set of them valid is in `validation`. What routes, policies and ten
 `strategies` and `tenancy`; the strategies' names can be had from here too, as parts of a Route.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -14,7 +13,17 @@ from services.domain.model import ModelKey, TensorSpec
 from services.domain.padding import Padding
 from services.domain.strategies import Choose, Fallback, Pipeline, RouteName, RouteTarget, Single, Strategy, named
 from services.domain.templates import Binding, Parameter
-from services.domain.tenancy import Balancing, Budget, HedgeRules, PriceRules, Quotas, RateLimit, RetryRules, Tier
+from services.domain.tenancy import (
+    Balancing,
+    Budget,
+    HedgeRules,
+    PriceRules,
+    Protection,
+    Quotas,
+    RateLimit,
+    RetryRules,
+    Tier,
+)
 from services.domain.texts import is_dns_label
 
 __all__ = [
@@ -44,21 +53,13 @@ __all__ = [
     "Tenant",
     "WarmupTensor",
     "is_dns_label",
-    "is_semver",
     "references",
-    "semver_order",
 ]
 
 KINDS = ("Model", "ModelVersion", "Policy", "Pool", "Route", "Template", "Tenant")
 DEFAULT_TIMEOUT_S = 30.0
 MAX_TIMEOUT_S = 300.0
 DEFAULT_ATTEMPTS = 3
-
-_SEMVER = re.compile(
-    r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)"
-    r"(?:-((?:0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*)(?:\.(?:0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*))*))?"
-    r"(?:\+([0-9a-zA-Z-]+(?:\.[0-9a-zA-Z-]+)*))?"
-)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -306,6 +307,7 @@ class Policy:
     hedge: HedgeRules = field(default_factory=HedgeRules)
     price: PriceRules = field(default_factory=PriceRules)
     balancing: Balancing = field(default_factory=Balancing)
+    protection: Protection = field(default_factory=Protection)
 
     @property
     def key(self) -> ObjectKey:
@@ -354,23 +356,6 @@ class Template:
 
 
 Object = Model | ModelVersion | Policy | Pool | Route | Template | Tenant
-
-
-def is_semver(version: str) -> bool:
-    """Whether `version` may name a version."""
-    return _SEMVER.fullmatch(version) is not None
-
-
-def semver_order(version: str) -> tuple[tuple[int, int, int], bool, tuple[tuple[bool, int, str], ...]]:
-    """Sort key of a valid semver, by its section 11; build metadata does not count."""
-    match = _SEMVER.fullmatch(version)
-    if match is None:
-        return ((-1, -1, -1), False, ())
-    release = (int(match[1]), int(match[2]), int(match[3]))
-    if match[4] is None:
-        return (release, True, ())
-    parts = tuple((not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in match[4].split("."))
-    return (release, False, parts)
 
 
 def references(item: Object) -> tuple[ObjectKey, ...]:

@@ -35,6 +35,8 @@ class RouteOptions:
     session: str = ""
     """What a split keeps together; empty says nothing."""
     cache: CachePolicy = CachePolicy.DEFAULT
+    hedge: bool = True
+    """Whether a second host may be asked while the first is slow to answer."""
 
 
 class InferCall(NamedTuple):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from services.domain.objects import Policy, Tenant
 from services.domain.service_class import ORDINARY, ServiceClass
-from services.domain.tenancy import Balancing, HedgeRules, PriceRules, RetryRules, Tier
+from services.domain.tenancy import PROTECTED, Balancing, HedgeRules, PriceRules, Protection, RetryRules, Tier
 
 _RETRY, _HEDGE, _PRICE, _BALANCING = RetryRules(), HedgeRules(), PriceRules(), Balancing()
 
@@ -40,6 +40,11 @@ class Rules:
     def hedge(self) -> HedgeRules:
         """When a second call races a slow first one."""
         return _HEDGE if self.policy is None else self.policy.hedge
+
+    @property
+    def protection(self) -> Protection:
+        """Which signs of trouble with hosts are regarded."""
+        return PROTECTED if self.policy is None else self.policy.protection
 
     @property
     def price(self) -> PriceRules:

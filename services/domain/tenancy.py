@@ -47,6 +47,20 @@ class HedgeRules:
 
 
 @dataclass(frozen=True, slots=True)
+class Protection:
+    """Which signs of trouble with hosts calls regard."""
+
+    penalties: bool = True
+    ejection: bool = True
+    circuits: bool = True
+    shedding: bool = True
+
+
+PROTECTED = Protection()
+"""All of them."""
+
+
+@dataclass(frozen=True, slots=True)
 class PriceRules:
     """What money and lateness are worth, and how the price of money follows what is spent."""
 

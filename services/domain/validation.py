@@ -30,10 +30,10 @@ from services.domain.objects import (
     SmokeTest,
     Template,
     Tenant,
-    is_semver,
 )
 from services.domain.route_validation import route_faults
 from services.domain.schemas import tensor_spec_faults
+from services.domain.semver import is_semver
 from services.domain.template_validation import template_faults
 from services.domain.tenancy_validation import policy_faults, tenant_faults
 from services.domain.texts import (

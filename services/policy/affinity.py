@@ -14,8 +14,9 @@ from functools import lru_cache
 
 from services.domain.rng import KeyedRng
 from services.domain.service_class import DEFAULT_BAND
-from services.policy.balancing import Draw, Pick
-from services.policy.scoring import VersionState, backlog, completion_s, penalty_s
+from services.domain.tenancy import PROTECTED, Protection
+from services.policy.balancing import Pick
+from services.policy.scoring import VersionState, awaits_probe, backlog, completion_s, penalty_s
 
 LEAST_S = 1e-6
 """Time of a call by which hosts are compared that have not said any."""
@@ -39,8 +40,9 @@ def keep(
     load_factor: float,
     now_s: float,
     routers: int,
-    draw: Draw,
     band: int = DEFAULT_BAND,
+    protection: Protection = PROTECTED,
+    may_probe: bool = False,
 ) -> Pick | None:
     """The session's host.
 
@@ -50,14 +52,19 @@ def keep(
         load_factor: Most calls of a host, as a multiple of its share of all and this one; 1 or more.
         now_s: Monotonic seconds.
         routers: Routers that send to these hosts, this one included.
-        draw: The chance of this attempt: some calls go to hosts that failed, to see a recovery.
         band: The call's; calls of later bands do not go before it.
+        protection: Which signs of trouble are regarded.
+        may_probe: Whether the call may be the one that sees whether a host is well again.
 
     Returns:
-        The pick; None if every host failed lately, or would have to bring the version into memory first.
+        The pick; None if every host is in trouble, or would have to bring the version into memory first.
     """
-    blind = draw.ignores_penalties
-    sound = [state for state in states if not state.absent_s and (blind or not penalty_s(state, now_s))]
+    sound = [
+        state
+        for state in states
+        if not state.absent_s
+        and (not penalty_s(state, now_s, protection) or (may_probe and awaits_probe(state, now_s)))
+    ]
     if not sound:
         return None
     loads = [backlog(state, now_s, routers=routers, band=band) for state in sound]
@@ -69,7 +76,8 @@ def keep(
         if loads[at] < math.ceil(most * speeds[at] - ROUNDING)
     )
     state = sound[at]
-    return Pick(state, completion_s(state, now_s, routers=routers, band=band), 0.0)
+    probe = may_probe and penalty_s(state, now_s, protection) > 0.0
+    return Pick(state, completion_s(state, now_s, routers=routers, band=band), 0.0, probe)
 
 
 def rank(session: int, host_id: str) -> int:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from services.domain.service_class import DEFAULT_BAND
-from services.policy.scoring import VersionState, completion_s, penalty_s
+from services.domain.tenancy import PROTECTED, Protection
+from services.policy.scoring import VersionState, awaits_probe, completion_s, penalty_s
 
 SAMPLE = 4
 """Hosts compared for one call; all of them if there are no more."""
@@ -18,9 +19,6 @@ SAMPLE = 4
 TIE_SHARE = 0.1
 """A host is sooner only if it is by this share: predictions are no better than that, and by a hair's breadth all
 calls of a quiet route would go to one of two like hosts."""
-
-PROBE_SHARE = 0.01
-"""Share of calls that ignore penalties, to see a recovery."""
 
 RAMP_S = 10.0
 """A host that comes to established ones is made to look slower than it is for this long, less and less: its
@@ -37,7 +35,9 @@ class Pick(NamedTuple):
     predicted_s: float
     """When it would answer, without the penalty: a failure in the past makes no call slow."""
     penalty_s: float
-    """What recent failures add; 0 if this call ignores them."""
+    """What recent failures add; 0 for a probe."""
+    probe: bool = False
+    """Whether it goes there although the host was in trouble, to see."""
 
     @property
     def cost_s(self) -> float:
@@ -68,13 +68,17 @@ class Draw:
             self._bits = self._make()
         return self._bits
 
-    @property
-    def ignores_penalties(self) -> bool:
-        """Whether this is one of the calls that see whether a host has recovered."""
-        return (self.bits >> 48) < PROBE_SHARE * 65536
 
-
-def pick(states: Sequence[VersionState], *, now_s: float, routers: int, draw: Draw, band: int = DEFAULT_BAND) -> Pick:
+def pick(
+    states: Sequence[VersionState],
+    *,
+    now_s: float,
+    routers: int,
+    draw: Draw,
+    band: int = DEFAULT_BAND,
+    protection: Protection = PROTECTED,
+    may_probe: bool = False,
+) -> Pick:
     """The soonest of a sample.
 
     Args:
@@ -83,29 +87,32 @@ def pick(states: Sequence[VersionState], *, now_s: float, routers: int, draw: Dr
         routers: Routers that send to these hosts, this one included.
         band: The call's; calls of later bands do not go before it.
         draw: The chance of this attempt.
+        protection: Which signs of trouble are regarded.
+        may_probe: Whether the call may be the one that sees whether a host is well again.
 
     Returns:
         The pick; of those that are about equal, one by chance.
     """
     if len(states) == 1:
         state = states[0]
-        penalty = penalty_s(state, now_s)
-        if penalty and draw.ignores_penalties:
-            penalty = 0.0
-        return Pick(state, completion_s(state, now_s, routers=routers, band=band), penalty)
-    best, best_cost_s, best_predicted_s, best_penalty_s = states[0], math.inf, 0.0, 0.0
-    ignores_penalties = draw.ignores_penalties
+        penalty = penalty_s(state, now_s, protection)
+        probe = penalty > 0.0 and may_probe and awaits_probe(state, now_s)
+        predicted = completion_s(state, now_s, routers=routers, band=band)
+        return Pick(state, predicted, 0.0 if probe else penalty, probe)
+    best, best_cost_s, best_predicted_s, best_penalty_s, best_probes = states[0], math.inf, 0.0, 0.0, False
     for state in sample(states, draw.bits):
         predicted = completion_s(state, now_s, routers=routers, band=band)
-        punished = (state.penalty_s or state.host.penalty_s) and not ignores_penalties
-        penalty = penalty_s(state, now_s) if punished else 0.0
+        penalty, probes = penalty_s(state, now_s, protection), False
+        if penalty and may_probe and awaits_probe(state, now_s):
+            penalty, probes = 0.0, True
         cost = predicted + penalty + state.absent_s
         since_s = now_s - state.ramps_from_s
         if since_s < RAMP_S:
             cost += predicted * (1.0 / max(LEAST_RAMP, since_s / RAMP_S) - 1.0)
         if cost < best_cost_s * (1.0 - TIE_SHARE):
-            best, best_cost_s, best_predicted_s, best_penalty_s = state, cost, predicted, penalty
-    return Pick(best, best_predicted_s, best_penalty_s)
+            best, best_cost_s, best_predicted_s = state, cost, predicted
+            best_penalty_s, best_probes = penalty, probes
+    return Pick(best, best_predicted_s, best_penalty_s, best_probes)
 
 
 def nearest(local: Pick, remote: Pick, *, hysteresis: float, margin_s: float) -> Pick:

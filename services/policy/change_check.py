@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from services.domain.errors import Fault
-from services.domain.objects import KINDS, Object, ObjectKey, Route, Tenant, is_semver, references
+from services.domain.objects import KINDS, Object, ObjectKey, Route, Tenant, references
+from services.domain.semver import is_semver
 from services.domain.texts import is_dns_label, name_faults, shown
 from services.domain.validation import object_faults, validate
 from services.policy.change_reach import Reach, UsersOf

@@ -199,6 +199,10 @@ def _policy_fields(policy: Policy) -> Iterator[tuple[str, Leaf]]:
     yield "policy.balancing.affinity.load_factor", policy.balancing.affinity.load_factor
     yield "policy.balancing.zones.hysteresis", policy.balancing.zones.hysteresis
     yield "policy.balancing.zones.margin", seconds(policy.balancing.zones.margin_s)
+    yield "policy.protection.penalties", policy.protection.penalties
+    yield "policy.protection.ejection", policy.protection.ejection
+    yield "policy.protection.circuits", policy.protection.circuits
+    yield "policy.protection.shedding", policy.protection.shedding
 
 
 def _tenant_fields(tenant: Tenant) -> Iterator[tuple[str, Leaf]]:

@@ -10,20 +10,11 @@ from dataclasses import dataclass
 
 from services.domain.host import ModelLoad
 from services.domain.service_class import DEFAULT_BAND, LAST_BAND, OPEN
-
-PENALTY_S = 5.0
-"""Added to the prediction of a host that just failed, unless it asked for another time itself.
-Longer than any sound queue, so that a host that fails fast cannot look attractive."""
-
-PENALTY_DECAY_S = 10.0
-"""Time constant of a penalty. It decays by time alone: were it by success, a host that fails every
-second call would keep its share."""
-
-NEGLIGIBLE_PENALTY_S = 0.05
-"""A penalty below this is none: 46 s after a failure a host is as good as any other."""
+from services.domain.tenancy import PROTECTED, Protection
+from services.policy.circuit import Circuit, CircuitState
 
 DOUBT_S = 0.5
-"""A penalty from this on, for 23 s after a failure, makes what only that host can answer the last choice."""
+"""A penalty from this on, for 23 s after a first failure, makes what only that host can answer the last choice."""
 
 NETWORK_WINDOW_S = 1.0
 """A host's network time is the least seen within about this long: what else a call waited for is no property of the
@@ -47,19 +38,42 @@ CUTOFF_BELIEVED_S = 0.2
 """A cutoff heard longer ago than this is not gone by: the next call shows whether it still holds."""
 
 
+class Owed:
+    """A call that a host owes an answer."""
+
+    __slots__ = ("limit_s", "sent_s")
+
+    def __init__(self, sent_s: float, limit_s: float) -> None:
+        """Sent at `sent_s`; more silence of the host than `limit_s` is too much for it."""
+        self.sent_s = sent_s
+        self.limit_s = limit_s
+
+    def leave(self) -> None:
+        """The host is silent: go elsewhere, if that is possible."""
+
+
 class HostState:
     """What this router knows of one host, whatever the version."""
 
     __slots__ = (
+        "answers",
+        "circuit",
         "cutoff",
         "cutoff_at_s",
-        "failed_at_s",
+        "ejection",
+        "failures",
+        "foretold_s",
         "host_id",
         "in_flight",
+        "missed_s",
         "network_at_s",
         "network_s",
-        "penalty_s",
+        "owed",
+        "rated",
+        "silent_s",
         "suspect",
+        "timed",
+        "took_s",
         "work_s",
     )
 
@@ -73,8 +87,27 @@ class HostState:
         self.network_s = FIRST_NETWORK_S
         """Least time of a call that is neither queue nor compute."""
         self.network_at_s = -math.inf
-        self.penalty_s = 0.0
-        self.failed_at_s = 0.0
+        self.circuit = Circuit()
+        """Opened by what it failed with itself, whatever the version."""
+        self.ejection = Circuit()
+        """Opened by how it does among its peers, and by silence."""
+        self.owed: set[Owed] = set()
+        """Calls that it owes answers."""
+        self.silent_s = 0.0
+        """For how long it has owed an answer and given none, as counted."""
+        self.missed_s = 0.0
+        """How much silence is too much for the last overdue call that nobody waits for any more."""
+        self.answers = 0
+        self.failures = 0
+        """Those that were its own fault."""
+        self.took_s = 0.0
+        """What its answers took, all in all."""
+        self.foretold_s = 0.0
+        """What they were predicted to take."""
+        self.rated = (0, 0)
+        """Answers and failures when rates were last looked at."""
+        self.timed = (0, 0.0, 0.0)
+        """Answers, what they took and were predicted to take when times were last looked at."""
         self.suspect = False
         """True from a lost connection to the next answer."""
         self.cutoff = OPEN
@@ -109,14 +142,13 @@ class VersionState:
         "absent_s",
         "base_s",
         "batch_cap",
-        "failed_at_s",
+        "circuit",
         "host",
         "in_flight",
         "in_flight_of",
         "known_since_s",
         "last_sent_s",
         "measured_at_s",
-        "penalty_s",
         "per_item_s",
         "prior",
         "queued",
@@ -160,8 +192,8 @@ class VersionState:
         refuse a call: only calls bring the version in."""
         self.sequence = -1
         """Of the last report; an older one that comes later is ignored."""
-        self.penalty_s = 0.0
-        self.failed_at_s = 0.0
+        self.circuit = Circuit()
+        """Opened by what the version failed with there."""
 
     def batch_s(self, size: int, now_s: float) -> float:
         """Predicted time of a batch of `size`."""
@@ -183,6 +215,10 @@ class HostScore:
     predicted_s: float
     backlog: int
     penalty_s: float
+    ejected: bool = False
+    circuit: CircuitState = CircuitState.CLOSED
+    trouble: str = ""
+    """What speaks against it; empty if nothing does."""
 
 
 def backlog(state: VersionState, now_s: float, *, routers: int, band: int = DEFAULT_BAND) -> int:
@@ -228,20 +264,65 @@ def idle_s(state: VersionState, now_s: float) -> float:
     return state.batch_s(1, now_s) + state.host.network_s
 
 
-def penalty_s(state: VersionState, now_s: float) -> float:
-    """What recent failures add to the prediction: those of the host or of the version there, whichever is more."""
+def penalty_s(state: VersionState, now_s: float, protection: Protection = PROTECTED) -> float:
+    """What went wrong of late adds to the prediction: of what is regarded, whichever is most."""
     host = state.host
-    worst = 0.0
-    if host.penalty_s:
-        worst = host.penalty_s * math.exp((host.failed_at_s - now_s) / PENALTY_DECAY_S)
-        if worst < NEGLIGIBLE_PENALTY_S:
-            host.penalty_s = 0.0
-    if state.penalty_s:
-        own = state.penalty_s * math.exp((state.failed_at_s - now_s) / PENALTY_DECAY_S)
-        if own < NEGLIGIBLE_PENALTY_S:
-            state.penalty_s = 0.0
-        worst = max(worst, own)
-    return worst if worst >= NEGLIGIBLE_PENALTY_S else 0.0
+    own, circuit, ejection = state.circuit, host.circuit, host.ejection
+    if not (own.penalty_s or circuit.penalty_s or ejection.penalty_s):
+        return 0.0
+    worst = own.cost_s(now_s) if protection.circuits else 0.0
+    if protection.penalties and circuit.penalty_s:
+        worst = max(worst, circuit.cost_s(now_s))
+    if protection.ejection and ejection.penalty_s:
+        worst = max(worst, ejection.cost_s(now_s))
+    return worst
+
+
+def awaits_probe(state: VersionState, now_s: float) -> bool:
+    """Whether one call may go there whatever its penalty, to see whether it is well again."""
+    host = state.host
+    return state.circuit.awaits_probe(now_s) and host.circuit.awaits_probe(now_s) and host.ejection.awaits_probe(now_s)
+
+
+def in_trouble(state: VersionState) -> bool:
+    """Whether anything opened a circuit, and none has closed it."""
+    host = state.host
+    return bool(state.circuit.penalty_s or host.circuit.penalty_s or host.ejection.penalty_s)
+
+
+def begin_probe(state: VersionState) -> None:
+    """The one that sees is there."""
+    for circuit in (state.circuit, state.host.circuit, state.host.ejection):
+        circuit.probing = bool(circuit.penalty_s)
+
+
+def end_probe(state: VersionState, now_s: float, *, answered: bool) -> None:
+    """It is back, with an answer or without one; a failure that counts has opened a circuit again before."""
+    for circuit in (state.circuit, state.host.circuit, state.host.ejection):
+        if circuit.probing:
+            circuit.probing = False
+            if answered:
+                circuit.close(now_s)
+                state.ramps_from_s = now_s
+
+
+def score(
+    state: VersionState, now_s: float, *, zone: str, routers: int, band: int, protection: Protection
+) -> HostScore:
+    """The host as it is compared."""
+    worst = max((state.circuit, state.host.circuit), key=lambda circuit: circuit.cost_s(now_s))
+    ejected = state.host.ejection.cost_s(now_s) > 0.0
+    against = [each.why for each in (state.circuit, state.host.circuit, state.host.ejection) if each.cost_s(now_s)]
+    return HostScore(
+        host_id=state.host.host_id,
+        zone=zone,
+        predicted_s=completion_s(state, now_s, routers=routers, band=band),
+        backlog=backlog(state, now_s, routers=routers, band=band),
+        penalty_s=penalty_s(state, now_s, protection),
+        ejected=ejected,
+        circuit=worst.state(now_s),
+        trouble="; ".join(against),
+    )
 
 
 def sent(state: VersionState, now_s: float, band: int = DEFAULT_BAND) -> float:
@@ -286,25 +367,19 @@ def reported(state: VersionState, load: ModelLoad, now_s: float) -> None:
         state.measured_at_s = now_s
 
 
-def answered(state: VersionState, network_s: float, now_s: float) -> None:
-    """Learn from an answer: the host lives, and this is what the way there and back took."""
+def answered(
+    state: VersionState, network_s: float, now_s: float, *, took_s: float = 0.0, predicted_s: float = 0.0
+) -> None:
+    """Learn from an answer: the host lives, and this is what the way there and back took, and all of it."""
     host = state.host
     host.suspect = False
+    host.silent_s = host.missed_s = 0.0
+    host.answers += 1
+    host.took_s += took_s
+    host.foretold_s += predicted_s
     if network_s <= host.network_s:
         host.network_s = max(0.0, network_s)
         host.network_at_s = now_s
     elif now_s - host.network_at_s > NETWORK_WINDOW_S:
         host.network_s = min(network_s, NETWORK_GROWTH * max(host.network_s, LEAST_NETWORK_S))
         host.network_at_s = now_s
-
-
-def punish_host(state: VersionState, now_s: float, *, pushback_s: float | None = None) -> None:
-    """Count a failure against the host, for every version on it."""
-    state.host.penalty_s = PENALTY_S if pushback_s is None else pushback_s
-    state.host.failed_at_s = now_s
-
-
-def punish_version(state: VersionState, now_s: float, *, pushback_s: float | None = None) -> None:
-    """Count a failure against the version on this host alone."""
-    state.penalty_s = PENALTY_S if pushback_s is None else pushback_s
-    state.failed_at_s = now_s

@@ -9,7 +9,8 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from services.domain.objects import ModelVersion, Object, ObjectKey, semver_order
+from services.domain.objects import ModelVersion, Object, ObjectKey
+from services.domain.semver import semver_order
 from services.policy.object_fields import fields
 from services.policy.strategy_fields import Leaf
 

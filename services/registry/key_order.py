@@ -6,8 +6,9 @@ Sorting 100,000 keys takes a quarter of a second, so their order is carried on f
 from collections.abc import Iterable
 from functools import lru_cache
 
-from services.domain.objects import ObjectKey, semver_order
+from services.domain.objects import ObjectKey
 from services.domain.persistent import Sorted
+from services.domain.semver import semver_order
 
 KeyOrder = Sorted[ObjectKey]
 

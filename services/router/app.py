@@ -112,6 +112,7 @@ async def start(config: Config, process: Process) -> None:
         cache=_answers(config, feedback, clock) if config.cache_bytes else None,
     )
     process.on_stop("copies for shadows", pipeline.close)
+    process.spawn("watch over hosts", pipeline.watch.run())
     calls = Calls(pipeline=pipeline, ids=request_ids())
     many = Many(calls=calls, telemetry=telemetry, encode=encoded)
     server.add(

@@ -16,6 +16,7 @@ from services.policy.balancing import Draw
 from services.router.attempting import AttemptFailed, Attempting, HostAnswer, final
 from services.router.decision import Decision
 from services.router.destination import Destination
+from services.router.hedging import Hedging
 from services.router.host_book import HostBook, take_standing
 from services.router.planning import Plan, Planner, take
 from services.router.ports import Catalog, Feedback
@@ -45,6 +46,7 @@ class Asking:
         self._book = book
         self._planner = planner
         self._attempting = attempting
+        self._hedging = Hedging(attempting, feedback, clock)
         self._feedback = feedback
         self._clock = clock
         self._rng = rng
@@ -120,7 +122,14 @@ class Asking:
         while True:
             take(decision, plan)
             standing = take_standing(plan.state)
-            answer = await self._attempting.run(call, plan, decision, deadline)
+            more = call.options.idempotent and len(tried) + 1 < (most or destination.route.max_attempts)
+            may_leave = more and len(plan.option.hosts) > 1
+            if more and rules.hedge.enabled and call.options.hedge:
+                answer = await self._hedged(
+                    call, destination, plan, decision, deadline, tried=tried, may_leave=may_leave
+                )
+            else:
+                answer = await self._attempting.run(call, plan, decision, deadline, may_leave=may_leave)
             if isinstance(answer, HostAnswer):
                 return answer.payload
             tried.append(plan.record.host_id)
@@ -133,10 +142,37 @@ class Asking:
                 deadline,
                 tried,
                 answer,
-                in_good_standing=standing.forgives(answer.error),
+                in_good_standing=plan.probe or standing.forgives(answer.error),
                 decision=decision,
                 most=most or decision.rules.most_attempts(destination.route.max_attempts),
             )
+
+    async def _hedged(
+        self,
+        call: InferCall,
+        destination: Destination,
+        plan: Plan,
+        decision: Decision,
+        deadline: Deadline,
+        *,
+        tried: list[str],
+        may_leave: bool,
+    ) -> HostAnswer | AttemptFailed:
+        """An attempt that another one may race."""
+
+        def replan(excluded: Sequence[str], number: int) -> Plan | YardError:
+            return self._replan(call, destination, deadline, number=number, excluded=excluded, decision=decision)
+
+        return await self._hedging.run(
+            call,
+            plan,
+            decision,
+            deadline,
+            may_leave=may_leave,
+            tried=tried,
+            budget=self.budget(decision.route, self._clock.now_s()),
+            replan=replan,
+        )
 
     async def _again(
         self,

@@ -3,20 +3,24 @@
 Whether another follows is the pipeline's and `policy/retrying`'s business.
 """
 
+import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from services.domain.clock import Clock
 from services.domain.deadline import Deadline
-from services.domain.errors import HostUnavailable, YardError
+from services.domain.errors import BudgetExhausted, HostUnavailable, Overloaded, YardError
 from services.domain.host import HostLoad, HostRecord
 from services.domain.model import ModelKey
 from services.domain.request import InferCall
 from services.domain.service_class import ServiceClass
-from services.policy import scoring
+from services.policy import scoring, silence
 from services.router.decision import Attempt, Decision
 from services.router.host_book import take_failure, take_report
 from services.router.planning import Plan
+
+_SAYS_NOTHING = (BudgetExhausted, HostUnavailable, Overloaded)
+"""Failures by which a host that does not get anywhere does not show that it does."""
 
 RESERVE_SHARE = 0.1
 """Most of a short deadline that is kept back to answer in."""
@@ -68,6 +72,32 @@ class AttemptFeedback(Protocol):
         """An attempt ended."""
         ...
 
+    def probed(self, host_id: str, *, answered: bool) -> None:
+        """A probe was answered, or was not."""
+        ...
+
+    def opened(self, host_id: str, what: str) -> None:
+        """The circuit of a `host`, or of a `version` on it, opened."""
+        ...
+
+
+class _Waiting(scoring.Owed):
+    """Somebody who waits for a host's answer."""
+
+    __slots__ = ("left", "task")
+
+    def __init__(self, sent_s: float, limit_s: float, task: "asyncio.Task[object] | None") -> None:
+        """The task that waits; None if it cannot go elsewhere."""
+        super().__init__(sent_s, limit_s)
+        self.task = task
+        self.left = False
+
+    def leave(self) -> None:
+        """End the wait as if the connection had been lost."""
+        if self.task is not None and not self.left:
+            self.left = True
+            self.task.cancel()
+
 
 class Attempting:
     """Makes attempts."""
@@ -80,9 +110,24 @@ class Attempting:
         self._reserve_s = reserve_s
 
     async def run(
-        self, call: InferCall, plan: Plan, decision: Decision, deadline: Deadline
+        self,
+        call: InferCall,
+        plan: Plan,
+        decision: Decision,
+        deadline: Deadline,
+        *,
+        may_leave: bool = False,
+        hedge: bool = False,
     ) -> HostAnswer | AttemptFailed:
         """Try one host; what follows from it is learned here.
+
+        Args:
+            call: The call.
+            plan: The attempt.
+            decision: Told how it went.
+            deadline: Of the call.
+            may_leave: Whether the call can go elsewhere if the host falls silent.
+            hedge: Whether it races another.
 
         Raises:
             BudgetExhausted: Nothing is left of the deadline.
@@ -90,9 +135,24 @@ class Attempting:
         reserve_s = min(self._reserve_s, RESERVE_SHARE * deadline.remaining_s())
         timeout_s = deadline.for_hop(reserve_s=max(0.0, reserve_s))
         state = plan.state
+        host = state.host
         sent_s = self._clock.now_s()
         band = decision.service_class.band
+        owed: _Waiting | None = None
+        # How long a copy takes, behind everybody, or an answer in pieces, nobody can tell.
+        if not decision.is_copy and plan.option.version.generation is None:
+            limit_s = silence.limit_s(
+                predicted_s=plan.predicted_s + state.absent_s,
+                timeout_s=timeout_s,
+                measured=plan.probe or state.measured(sent_s),
+            )
+            may_leave = may_leave and (plan.probe or not scoring.in_trouble(state))
+            owed = _Waiting(sent_s, limit_s, asyncio.current_task() if may_leave else None)
+            host.owed.add(owed)
+        if plan.probe:
+            scoring.begin_probe(state)
         work_s = scoring.sent(state, sent_s, band)
+        answered = False
         try:
             answer = await self._hosts.execute(
                 plan.record,
@@ -101,24 +161,46 @@ class Attempting:
                 service_class=decision.service_class,
                 timeout_s=timeout_s,
             )
+            answered = True
         except AttemptFailed as failure:
             now_s = self._clock.now_s()
             took_s = now_s - sent_s
             take_report(state, failure.load, plan.option.key, now_s)
+            if not isinstance(failure.error, _SAYS_NOTHING):
+                host.silent_s = host.missed_s = 0.0
             hung = took_s >= timeout_s > scoring.HUNG_FACTOR * plan.predicted_s and not failure.begun
             # A copy waits behind everybody: that it took long, or was refused, says nothing of the host.
             if not decision.is_copy or isinstance(failure.error, HostUnavailable):
-                take_failure(state, failure.error, now_s, hung=hung)
-            self._note(decision, Attempt(plan.record.host_id, took_s, failure.error))
+                opened = take_failure(state, failure.error, now_s, hung=hung)
+                if opened:
+                    self._feedback.opened(host.host_id, opened)
+            self._note(decision, Attempt(plan.record.host_id, took_s, failure.error, hedge))
             return failure
+        except asyncio.CancelledError:
+            took_s = self._clock.now_s() - sent_s
+            if owed is None:
+                raise
+            if not owed.left or owed.task is None or owed.task.uncancel() > 0:
+                silence.gave_up(host, waited_s=took_s, predicted_s=plan.predicted_s, limit_s=owed.limit_s)
+                if decision.racing:
+                    self._note(decision, Attempt(plan.record.host_id, took_s, None, hedge, cancelled=True))
+                raise
+            error = HostUnavailable(f"host {host.host_id} has fallen silent")
+            self._note(decision, Attempt(plan.record.host_id, took_s, error, hedge))
+            return AttemptFailed(error, None)
         finally:
             scoring.ended(state, work_s, band)
+            if owed is not None:
+                host.owed.discard(owed)
+            if plan.probe:
+                scoring.end_probe(state, self._clock.now_s(), answered=answered)
+                self._feedback.probed(host.host_id, answered=answered)
         now_s = self._clock.now_s()
         took_s = now_s - sent_s
         network_s = max(0.0, took_s - answer.queue_s - answer.compute_s)
-        scoring.answered(state, network_s, now_s)
+        scoring.answered(state, network_s, now_s, took_s=took_s, predicted_s=plan.predicted_s)
         take_report(state, answer.load, plan.option.key, now_s)
-        self._note(decision, Attempt(plan.record.host_id, took_s, None))
+        self._note(decision, Attempt(plan.record.host_id, took_s, None, hedge))
         stages = decision.stages
         stages.queue_s, stages.compute_s, stages.network_s = answer.queue_s, answer.compute_s, network_s
         decision.batch_size = answer.batch_size

@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 
 
 class Attempt(NamedTuple):
-    """One try at one host; `error` is None if it answered."""
+    """One try at one host; `error` is None if it answered, or lost a race."""
 
     host_id: str
     duration_s: float
     error: YardError | None
+    hedge: bool = False
+    """It was sent while another was slow to answer."""
+    cancelled: bool = False
+    """Another answered first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +139,10 @@ class Decision:
     """In a dry run: why the call would not be let in now; empty if it would."""
     cached: Cached | None = None
     """None where the route keeps no answers, or several were put together."""
+    probe: bool = False
+    """It went to a host that had been in trouble, to see."""
+    racing: bool = False
+    """While more than one attempt is under way."""
     record: "Record | None" = None
     """What is written down of it; None if nothing is."""
 
@@ -191,7 +199,7 @@ class Decision:
     def adopt(self, leg: "Decision") -> None:
         """Let what answered `leg` be what answers this."""
         self.version, self.host, self.reason = leg.version, leg.host, leg.reason
-        self.batch_size, self.cached = leg.batch_size, leg.cached
+        self.batch_size, self.cached, self.probe = leg.batch_size, leg.cached, leg.probe
         stages, own = leg.stages, self.stages
         own.queue_s, own.compute_s, own.network_s = stages.queue_s, stages.compute_s, stages.network_s
         if leg.told is not None:

@@ -13,6 +13,7 @@ from services.domain.host import HostRecord
 from services.domain.objects import ModelVersion
 from services.domain.service_class import ORDINARY
 from services.policy.admission import DeadlineSource
+from services.policy.circuit import CircuitState
 from services.router.decision import Attempt, CandidateView, Decision, StepView, Told
 
 DECISION_KEY = "x-modelyard-decision"
@@ -24,6 +25,8 @@ _SOURCES = {
     DeadlineSource.ROUTE_MAXIMUM: pb.DEADLINE_SOURCE_ROUTE_MAXIMUM,
     DeadlineSource.TIMEOUT_PARAMETER: pb.DEADLINE_SOURCE_TIMEOUT_PARAMETER,
 }
+
+_CIRCUITS = {state: pb.CircuitState.Value(f"CIRCUIT_STATE_{state.value}") for state in CircuitState}
 
 
 CACHED = {status: pb.CacheStatus.Value(f"CACHE_STATUS_{status.value}") for status in CacheStatus}
@@ -44,7 +47,8 @@ class _Told(NamedTuple):
 _REASON, _ATTEMPTS, _STAGES, _BATCH_SIZE = b"\x42", b"\x4a", b"\x52", b"\x58"
 _DEADLINE, _DEADLINE_SOURCE, _TRACE_ID, _REQUEST_ID = b"\x72", b"\x78", b"\x82\x01", b"\x8a\x01"
 _CHOOSE, _QUEUE, _COMPUTE, _NETWORK, _TOTAL = b"\x0a", b"\x12", b"\x1a", b"\x22", b"\x2a"
-_HOST, _OK, _DURATION = b"\x0a", b"\x12\x02OK", b"\x1a"
+_HOST, _OK, _DURATION, _HEDGE = b"\x0a", b"\x12\x02OK", b"\x1a", b"\x28\x01"
+_PROBE = b"\xa0\x02\x01"
 
 _TOLD_KEPT = 4096
 _told: dict[tuple[str, str, str, str, int, bool], _Told] = {}
@@ -133,6 +137,8 @@ def encode_decision(decision: Decision) -> bytes:
         parts += (_ATTEMPTS, varint(len(encoded)), encoded)
     if decision.service_class is not ORDINARY:
         parts.append(pb.Decision(service_class=service_class_to(decision.service_class)).SerializeToString())
+    if decision.probe:
+        parts.append(_PROBE)
     if decision.told is not None:
         parts.append(_encode_told(decision.told))
     if decision.refusal:
@@ -147,10 +153,11 @@ def encode_decision(decision: Decision) -> bytes:
 
 def _encode_attempt(attempt: Attempt) -> bytes:
     if attempt.error is None:
-        ended = _OK
+        ended = pb.Attempt(status="CANCELLED").SerializeToString() if attempt.cancelled else _OK
     else:
         ended = pb.Attempt(status=attempt_status(attempt), message=attempt.error.message).SerializeToString()
-    return b"".join((_text_field(_HOST, attempt.host_id), ended, _DURATION, _duration(attempt.duration_s)))
+    hedge = _HEDGE if attempt.hedge else b""
+    return b"".join((_text_field(_HOST, attempt.host_id), ended, _DURATION, _duration(attempt.duration_s), hedge))
 
 
 def _encode_told(told: Told) -> bytes:
@@ -211,7 +218,9 @@ def decision_to(decision: Decision) -> pb.Decision:
 
 def attempt_status(attempt: Attempt) -> str:
     """Canonical name of the status that an attempt ended with."""
-    return "OK" if attempt.error is None else status_of(attempt.error).name
+    if attempt.error is None:
+        return "CANCELLED" if attempt.cancelled else "OK"
+    return status_of(attempt.error).name
 
 
 def _candidate_to(candidate: CandidateView) -> pb.Candidate:
@@ -231,6 +240,9 @@ def _candidate_to(candidate: CandidateView) -> pb.Candidate:
                 predicted=duration_to(score.predicted_s),
                 backlog=score.backlog,
                 penalty=duration_to(score.penalty_s),
+                ejected=score.ejected,
+                circuit=_CIRCUITS[score.circuit],
+                trouble=score.trouble,
             )
             for score in candidate.hosts
         ],

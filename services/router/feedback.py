@@ -10,6 +10,7 @@ from services.chassis.telemetry import Telemetry, current, logger
 from services.domain.caching import CacheStatus
 from services.domain.clock import Clock
 from services.domain.errors import YardError
+from services.policy.ejection import Reason
 from services.router.decision import Attempt, CopyEnded, Decision
 from services.router.decision_wire import attempt_status
 
@@ -71,6 +72,23 @@ class Feedback:
                 self._attempts.clear()
             child = self._attempts[key] = instruments.ROUTER_ATTEMPTS.labels(*key)
         child.inc()
+
+    def probed(self, host_id: str, *, answered: bool) -> None:
+        """A probe was answered, or was not."""
+        instruments.ROUTER_PROBES.labels(host_id, "answered" if answered else "failed").inc()
+
+    def opened(self, host_id: str, what: str) -> None:
+        """A circuit opened."""
+        instruments.ROUTER_CIRCUITS_OPENED.labels(host_id, what).inc()
+
+    def ejected(self, host_id: str, reason: Reason, why: str) -> None:
+        """A host was ejected."""
+        instruments.ROUTER_EJECTIONS.labels(host_id, reason.value.lower()).inc()
+        logger().warning("a host is ejected", host=host_id, reason=reason.value.lower(), why=why)
+
+    def hedged(self, route: str, outcome: str) -> None:
+        """A call was slow to answer, and this is what came of a second attempt."""
+        instruments.ROUTER_HEDGES.labels(route, outcome).inc()
 
     def answered(self, decision: Decision) -> None:
         """The call was answered."""

@@ -1,7 +1,7 @@
 """What this router has learned of each host, kept from snapshot to snapshot, and how it learns."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from services.domain.errors import (
@@ -23,6 +23,9 @@ from services.policy.scoring import HostState, Prior, VersionState
 from services.router.destination import Option
 from services.router.host_picking import Fleet
 from services.router.snapshot import Snapshot
+
+BRIEF = 120
+"""Most of an error's text that is kept of it."""
 
 
 class HostBook:
@@ -72,6 +75,10 @@ class HostBook:
             key: prior for key, prior in self._priors.items() if key[0].version in known.get(key[0].model, ())
         }
 
+    def hosts(self) -> Collection[HostState]:
+        """Everything known of hosts of the snapshot last turned to."""
+        return self._hosts.values()
+
     def states(self, option: Option) -> Sequence[VersionState]:
         """What is known of the option's hosts, in their order; of the snapshot last turned to."""
         found = self._of_option.get(option)
@@ -114,10 +121,10 @@ def take_report(state: VersionState, load: HostLoad | None, key: ModelKey, now_s
         if model.key == key:
             scoring.reported(state, model, now_s)
     if load.draining:
-        scoring.punish_host(state, now_s)
+        state.host.circuit.open(now_s, why="drains")
 
 
-def take_failure(state: VersionState, error: YardError, now_s: float, *, hung: bool) -> None:
+def take_failure(state: VersionState, error: YardError, now_s: float, *, hung: bool) -> str:
     """Learn from a failed attempt, where it was the fault of the host or of the version on it.
 
     Args:
@@ -125,24 +132,41 @@ def take_failure(state: VersionState, error: YardError, now_s: float, *, hung: b
         error: What it failed with.
         now_s: Monotonic seconds.
         hung: Whether it ran out of a time that should have been ample.
+
+    Returns:
+        Whose circuit it opened, `host` or `version`; empty if none.
     """
     match error:
         case HostUnavailable():
             state.host.suspect = True
-            scoring.punish_host(state, now_s)
+            state.host.failures += 1
+            opened = state.host.circuit.open(now_s, why="out of reach")
+            return "host" if opened else ""
         case BudgetExhausted() if hung:
-            scoring.punish_host(state, now_s)
-        case ModelFailed() | Internal() | ModelNotReady():
-            scoring.punish_version(state, now_s)
-        case Overloaded():
-            scoring.punish_version(state, now_s, pushback_s=error.retry_after_s)
+            state.host.failures += 1
+            return "host" if state.host.circuit.open(now_s, why="no answer in ample time") else ""
+        case ModelFailed() | Internal():
+            state.host.failures += 1
+            return "version" if state.circuit.open(now_s, why=_brief(error)) else ""
+        case ModelNotReady():
+            return "version" if state.circuit.open(now_s, why="not ready") else ""
+        case Overloaded(retry_after_s=None):
+            return "version" if state.circuit.open(now_s, why="full") else ""
+        case Overloaded(retry_after_s=float(pushback_s)):
+            state.circuit.push_back(now_s, pushback_s)
+    return ""
+
+
+def _brief(error: YardError) -> str:
+    """The beginning of what it says."""
+    return f"failed: {error.message[:BRIEF]}"
 
 
 class Standing(NamedTuple):
     """What spoke against a host when a call was sent to it."""
 
     suspect: bool
-    """The connection broke, and no answer has come since."""
+    """The connection broke, or it fell silent, and no answer has come since."""
     punished: bool
     """It failed, or refused the version, lately."""
 
@@ -155,4 +179,4 @@ class Standing(NamedTuple):
 
 def take_standing(state: VersionState) -> Standing:
     """How a version on a host stands now."""
-    return Standing(state.host.suspect, bool(state.penalty_s or state.host.penalty_s))
+    return Standing(state.host.suspect, scoring.in_trouble(state))

@@ -49,6 +49,7 @@ class HostPicking:
         draw: balancing.Draw,
         rules: Rules,
         session: str,
+        may_probe: bool = False,
     ) -> balancing.Pick:
         """One of `states`.
 
@@ -60,6 +61,7 @@ class HostPicking:
             draw: The chance of this attempt.
             rules: What the call lives by.
             session: The call's session; empty if it has none.
+            may_probe: Whether the call may be the one that sees whether a host is well again.
         """
         routers, zone = self._fleet.routers, self._fleet.zone
         balanced, band = rules.balancing, rules.service_class.band
@@ -68,28 +70,55 @@ class HostPicking:
             return balancing_baselines.pick(strategy, states, now_s=now_s, routers=routers, draw=draw, band=band)
         keeps = balanced.affinity.enabled and bool(session)
         if not zone and not keeps:
-            return balancing.pick(states, now_s=now_s, routers=routers, draw=draw, band=band)
+            return self._soonest(states, now_s, draw, rules, may_probe=may_probe)
         bits = affinity.session_bits(self._rng, session, str(option.key)) if keeps else None
         zones = {state: record.zone for state, record in zip(known, option.hosts, strict=True)} if zone else {}
         near = [state for state in states if zones[state] == zone] if zone else states
         far = [state for state in states if zones[state] != zone] if zone else ()
         if not near or not far:
-            return self._among(near or far, bits, now_s, draw, rules)
-        local = self._among(near, bits, now_s, draw, rules)
-        remote = self._among(far, bits, now_s, draw, rules)
+            return self._among(near or far, bits, now_s, draw, rules, may_probe=may_probe)
+        local = self._among(near, bits, now_s, draw, rules, may_probe=may_probe)
+        remote = self._among(far, bits, now_s, draw, rules, may_probe=may_probe)
         spill = balanced.zones
         return balancing.nearest(local, remote, hysteresis=spill.hysteresis, margin_s=spill.margin_s)
 
     def _among(
-        self, states: Sequence[VersionState], session: int | None, now_s: float, draw: balancing.Draw, rules: Rules
+        self,
+        states: Sequence[VersionState],
+        session: int | None,
+        now_s: float,
+        draw: balancing.Draw,
+        rules: Rules,
+        *,
+        may_probe: bool,
     ) -> balancing.Pick:
         """One of `states`, which are equally near: the session's, if it is to be kept on one and any is sound."""
         routers, band = self._fleet.routers, rules.service_class.band
         if session is not None:
             factor = rules.balancing.affinity.load_factor
             kept = affinity.keep(
-                states, session, load_factor=factor, now_s=now_s, routers=routers, draw=draw, band=band
+                states,
+                session,
+                load_factor=factor,
+                now_s=now_s,
+                routers=routers,
+                band=band,
+                protection=rules.protection,
+                may_probe=may_probe,
             )
             if kept is not None:
                 return kept
-        return balancing.pick(states, now_s=now_s, routers=routers, draw=draw, band=band)
+        return self._soonest(states, now_s, draw, rules, may_probe=may_probe)
+
+    def _soonest(
+        self, states: Sequence[VersionState], now_s: float, draw: balancing.Draw, rules: Rules, *, may_probe: bool
+    ) -> balancing.Pick:
+        return balancing.pick(
+            states,
+            now_s=now_s,
+            routers=self._fleet.routers,
+            draw=draw,
+            band=rules.service_class.band,
+            protection=rules.protection,
+            may_probe=may_probe,
+        )

@@ -333,6 +333,7 @@ def _profile_to(number: int, profile: Profile) -> pb.LogProfile:
             priority=options.priority,
             session=options.session,
             cache=CACHES[options.cache],
+            hedge=options.hedge,
         ),
         timeout_s=profile.timeout_s,
     )

@@ -14,6 +14,7 @@ from services.domain.host import HostRecord
 from services.domain.model import ModelKey
 from services.domain.rules import Rules
 from services.policy import balancing
+from services.policy.circuit import PENALTY_S, Circuit
 from services.policy.scoring import HostState, Prior, VersionState
 from services.router.destination import Option
 from services.router.host_picking import compares_all
@@ -23,15 +24,35 @@ TAKEN_WHOLE = 2 * balancing.SAMPLE
 """Up to so many hosts, to find out which were compared takes longer than to take them all."""
 
 _OF_STATE = (
-    "absent_s", "base_s", "per_item_s", "batch_cap", "failed_at_s", "in_flight", "measured_at_s", "penalty_s", "queued",
-    "queued_at_s", "ramps_from_s", "sent_since", "queued_up_to", "last_sent_s",
+    "absent_s", "base_s", "per_item_s", "batch_cap", "in_flight", "measured_at_s", "queued", "queued_at_s",
+    "ramps_from_s", "sent_since", "queued_up_to", "last_sent_s",
+    "circuit.penalty_s", "circuit.opened_at_s", "circuit.hold_s", "circuit.probing",
 )  # fmt: skip
-_OF_HOST = ("cutoff", "cutoff_at_s", "failed_at_s", "in_flight", "network_s", "penalty_s", "work_s")
+_OF_HOST = (
+    "cutoff", "cutoff_at_s", "in_flight", "network_s", "work_s",
+    "circuit.penalty_s", "circuit.opened_at_s", "circuit.hold_s", "circuit.probing",
+    "ejection.opened_at_s", "ejection.hold_s", "ejection.probing",
+)  # fmt: skip
 _OF_PRIOR = ("base_s", "per_item_s")
 
-_HOST_FIELDS = {"failed_at_s": "host_failed_at_s", "in_flight": "host_in_flight", "penalty_s": "host_penalty_s"}
+_STATE_FIELDS = {
+    "circuit.penalty_s": "penalty_s",
+    "circuit.opened_at_s": "failed_at_s",
+    "circuit.hold_s": "hold_s",
+    "circuit.probing": "probing",
+}
+_HOST_FIELDS = {
+    "in_flight": "host_in_flight",
+    "circuit.penalty_s": "host_penalty_s",
+    "circuit.opened_at_s": "host_failed_at_s",
+    "circuit.hold_s": "host_hold_s",
+    "circuit.probing": "host_probing",
+    "ejection.opened_at_s": "ejected_at_s",
+    "ejection.hold_s": "ejected_for_s",
+    "ejection.probing": "ejected_probing",
+}
 FIELDS = (
-    *_OF_STATE,
+    *(_STATE_FIELDS.get(name, name) for name in _OF_STATE),
     *(_HOST_FIELDS.get(name, name) for name in _OF_HOST),
     *(f"prior_{name}" for name in _OF_PRIOR),
     "in_flight_of",
@@ -135,7 +156,9 @@ def state_from(message: pb.LogState) -> VersionState:
     """A state with the values that were logged."""
     host = HostState(message.host)
     host.cutoff, host.cutoff_at_s = message.cutoff, message.cutoff_at_s
-    host.failed_at_s, host.penalty_s = message.host_failed_at_s, message.host_penalty_s
+    _set(host.circuit, message.host_penalty_s, message.host_failed_at_s, message.host_hold_s, message.host_probing)
+    ejected_s = PENALTY_S if message.ejected_for_s else 0.0
+    _set(host.ejection, ejected_s, message.ejected_at_s, message.ejected_for_s, message.ejected_probing)
     host.in_flight, host.work_s = message.host_in_flight, message.work_s
     host.network_s = message.network_s
     prior = Prior(message.prior_base_s, message.prior_per_item_s)
@@ -143,7 +166,7 @@ def state_from(message: pb.LogState) -> VersionState:
     state.absent_s, state.batch_cap = message.absent_s, message.batch_cap
     state.base_s, state.per_item_s = message.base_s, message.per_item_s
     state.measured_at_s = message.measured_at_s
-    state.failed_at_s, state.penalty_s = message.failed_at_s, message.penalty_s
+    _set(state.circuit, message.penalty_s, message.failed_at_s, message.hold_s, message.probing)
     state.in_flight, state.sent_since = message.in_flight, message.sent_since
     state.last_sent_s = message.last_sent_s
     state.queued, state.queued_at_s = message.queued, message.queued_at_s
@@ -151,6 +174,10 @@ def state_from(message: pb.LogState) -> VersionState:
     if message.in_flight_of:
         state.in_flight_of = list(message.in_flight_of)
     return state
+
+
+def _set(circuit: Circuit, penalty_s: float, opened_at_s: float, hold_s: float, probing: bool) -> None:
+    circuit.penalty_s, circuit.opened_at_s, circuit.hold_s, circuit.probing = penalty_s, opened_at_s, hold_s, probing
 
 
 def unknown(option: Option, at: int) -> VersionState:

@@ -33,6 +33,7 @@ from services.router.settling import settle
 from services.router.snapshot import Snapshot
 from services.router.strategies.carrying_out import Strategies
 from services.router.strategies.course import Composes, Course, Tally
+from services.router.watching import Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,8 @@ class Pipeline:
             rng=rng,
             share=limits.retry_share,
         )
+        self.watch = Watch(self._book, feedback, clock)
+        """Looks after the hosts; whoever runs the pipeline runs it too."""
         self._counts = counts
         self._entrance = Entrance(counts, most=limits.most_in_flight, routers=limits.routers, refused=feedback.refused)
         self._composes = composes

@@ -34,6 +34,8 @@ class Plan(NamedTuple):
     record: HostRecord
     predicted_s: float
     reason: str
+    probe: bool = False
+    """Whether it goes to a host that was in trouble, to see."""
 
 
 @dataclass(slots=True)
@@ -210,7 +212,7 @@ class Planner:
         assert look.pick is not None
         state = look.pick.state
         record = look.option.hosts[look.states.index(state)]
-        return Plan(look.option, state, record, look.pick.predicted_s, reason)
+        return Plan(look.option, state, record, look.pick.predicted_s, reason, look.pick.probe)
 
     def candidates(
         self,
@@ -247,7 +249,7 @@ class Planner:
                 look.filtered,
                 score,
                 None if look.pick is None else look.pick.predicted_s,
-                self._host_scores(look, now_s, rules.service_class.band),
+                self._host_scores(look, now_s, rules),
             )
             for look, score in zip(looks, scores, strict=True)
         )
@@ -279,12 +281,16 @@ class Planner:
             ]
         if states:
             service_class = rules.service_class
+            # A probe may fail: it is a call's first attempt, and of a call that may have another.
+            may_probe = call.options.idempotent and draw.number == 1
             session = call.options.session
             look.pick = self._picking.pick(
-                option, look.states, states, now_s=now_s, draw=draw, rules=rules, session=session
+                option, look.states, states, now_s=now_s, draw=draw, rules=rules, session=session, may_probe=may_probe
             )
-            if look.pick.state.host.cuts(service_class.level, now_s):
-                look.pick = self._pick_uncut(look, states, now_s=now_s, draw=draw, rules=rules, session=session)
+            if look.pick.state.host.cuts(service_class.level, now_s) and rules.protection.shedding:
+                look.pick = self._pick_uncut(
+                    look, states, now_s=now_s, draw=draw, rules=rules, session=session, may_probe=may_probe
+                )
             if look.pick is not None and look.pick.predicted_s > remaining_s and not look.filtered:
                 self._admit(look, look.pick, now_s, remaining_s)
         elif not look.filtered:
@@ -301,13 +307,21 @@ class Planner:
         draw: balancing.Draw,
         rules: Rules,
         session: str,
+        may_probe: bool,
     ) -> balancing.Pick | None:
         """The pick among hosts that do not refuse the class now; None if all do, and `look` then says so."""
         service_class = rules.service_class
         uncut = [state for state in states if not state.host.cuts(service_class.level, now_s)]
         if uncut:
             return self._picking.pick(
-                look.option, look.states, uncut, now_s=now_s, draw=draw, rules=rules, session=session
+                look.option,
+                look.states,
+                uncut,
+                now_s=now_s,
+                draw=draw,
+                rules=rules,
+                session=session,
+                may_probe=may_probe,
             )
         look.rejected = Reject(RejectReason.QUEUE_TOO_LONG, CUT_RETRY_S)
         look.filtered = look.filtered or f"every host that has it refuses calls of band {service_class.band} now"
@@ -326,15 +340,10 @@ class Planner:
                 f"predicted {pick.predicted_s * 1e3:.3g} ms, over the {max(0.0, remaining_s) * 1e3:.3g} ms left"
             )
 
-    def _host_scores(self, look: _Look, now_s: float, band: int) -> tuple[scoring.HostScore, ...]:
+    def _host_scores(self, look: _Look, now_s: float, rules: Rules) -> tuple[scoring.HostScore, ...]:
+        routers, band, protection = self._fleet.routers, rules.service_class.band, rules.protection
         return tuple(
-            scoring.HostScore(
-                host_id=record.host_id,
-                zone=record.zone,
-                predicted_s=scoring.completion_s(state, now_s, routers=self._fleet.routers, band=band),
-                backlog=scoring.backlog(state, now_s, routers=self._fleet.routers, band=band),
-                penalty_s=scoring.penalty_s(state, now_s),
-            )
+            scoring.score(state, now_s, zone=record.zone, routers=routers, band=band, protection=protection)
             for state, record in zip(look.states, look.option.hosts, strict=True)
         )
 
@@ -361,3 +370,4 @@ def take(decision: Decision, plan: Plan) -> None:
     decision.version = plan.option.version
     decision.host = plan.record
     decision.reason = plan.reason
+    decision.probe = plan.probe

@@ -6,8 +6,10 @@ from services.domain.errors import YardError
 from services.router.attempting import AttemptFeedback
 from services.router.cache import CacheFeedback
 from services.router.decision import Decision
+from services.router.hedging import HedgeFeedback
 from services.router.snapshot import Snapshot
 from services.router.strategies.shadow import CopyFeedback
+from services.router.watching import WatchFeedback
 
 
 class Catalog(Protocol):
@@ -18,7 +20,7 @@ class Catalog(Protocol):
         ...
 
 
-class Feedback(AttemptFeedback, CopyFeedback, CacheFeedback, Protocol):
+class Feedback(AttemptFeedback, CopyFeedback, CacheFeedback, HedgeFeedback, WatchFeedback, Protocol):
     """Who is told how calls go."""
 
     def chosen(self, decision: Decision, duration_s: float) -> None:

@@ -25,11 +25,11 @@ from services.domain.objects import (
     RouteTarget,
     Single,
     Tenant,
-    semver_order,
 )
 from services.domain.persistent import Sorted, Trie
 from services.domain.request import RouteOptions
 from services.domain.rules import Rules
+from services.domain.semver import semver_order
 from services.domain.strategies import Callee, named
 from services.policy.classing import DEFAULT_POLICY, rules_of
 from services.router.destination import LONGEST_NAME, NAMED, Destination, Option

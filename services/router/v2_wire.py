@@ -9,7 +9,8 @@ from modelyard.type.v1 import resources_pb2
 from services.chassis.codec import key_from, seconds_from
 from services.domain.host import DeviceKind
 from services.domain.model import ModelKey, ModelState, TensorSpec
-from services.domain.objects import ModelVersion, semver_order
+from services.domain.objects import ModelVersion
+from services.domain.semver import semver_order
 from services.router.destination import Destination, Option
 from services.router.snapshot import Snapshot
 

@@ -169,6 +169,7 @@ def options_of(wishes: pb.RouteOptions, prefer: Preference) -> RouteOptions:
         priority=wishes.priority,
         session=wishes.session,
         cache=_CACHES.get(wishes.cache, CachePolicy.DEFAULT),
+        hedge=wishes.hedge if wishes.HasField("hedge") else True,
     )
 
 

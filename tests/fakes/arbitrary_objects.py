@@ -53,6 +53,7 @@ from services.domain.tenancy import (
     HedgeRules,
     Preemption,
     PriceRules,
+    Protection,
     Quotas,
     RateLimit,
     RetryRules,
@@ -197,6 +198,7 @@ policies = st.builds(
         st.builds(SessionAffinity, st.booleans(), numbers),
         st.builds(ZoneSpill, numbers, millis),
     ),
+    protection=st.builds(Protection, st.booleans(), st.booleans(), st.booleans(), st.booleans()),
 )
 tenants = st.builds(
     Tenant,

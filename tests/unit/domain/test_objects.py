@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.domain.objects import ObjectKey, semver_order
+from services.domain.objects import ObjectKey
+from services.domain.semver import semver_order
 
 
 def test_semver_orders_as_its_section_11_says() -> None:

@@ -10,22 +10,22 @@ from services.domain.host import ModelLoad
 from services.domain.model import ModelKey
 from services.domain.rng import KeyedRng
 from services.policy import affinity, scoring
-from services.policy.balancing import Draw
+from services.policy.circuit import HOLD_S
 from services.policy.scoring import HostState, Prior, VersionState
 
 RNG = KeyedRng(7)
 KEY = ModelKey("m", "1.0.0")
-COMMON = Draw(lambda: (1 << 64) - 1)
-"""The chance of a call that goes by penalties."""
 
 
 def some_states(*names: str) -> list[VersionState]:
     return [VersionState(HostState(name), Prior(0.010), known_since_s=0.0, ramps=False) for name in names]
 
 
-def kept(states: list[VersionState], session: str, *, draw: Draw = COMMON, factor: float = 1.25) -> str | None:
+def kept(
+    states: list[VersionState], session: str, *, factor: float = 1.25, now_s: float = 0.0, may_probe: bool = False
+) -> str | None:
     bits = affinity.session_bits(RNG, session, "m:1.0.0")
-    pick = affinity.keep(states, bits, load_factor=factor, now_s=0.0, routers=1, draw=draw)
+    pick = affinity.keep(states, bits, load_factor=factor, now_s=now_s, routers=1, may_probe=may_probe)
     return None if pick is None else pick.state.host.host_id
 
 
@@ -117,10 +117,12 @@ def test_a_host_that_failed_or_lacks_the_version_is_passed_over_for_the_next_in_
     home = next(state for state in states if state.host.host_id == kept(states, "s"))
     others = [state for state in states if state is not home]
 
-    scoring.punish_host(home, 0.0)
+    home.host.circuit.open(0.0, why="of the test")
     assert kept(states, "s") == kept(others, "s")
-    assert kept(states, "s", draw=Draw(lambda: 0)) == home.host.host_id  # a call that looks whether it recovered
-    home.host.penalty_s, home.absent_s = 0.0, 0.5
+    assert kept(states, "s", now_s=HOLD_S) == kept(others, "s")
+    assert kept(states, "s", now_s=HOLD_S, may_probe=True) == home.host.host_id  # to see whether it is well again
+    home.host.circuit.close(0.0)
+    home.absent_s = 0.5
     assert kept(states, "s") == kept(others, "s")
     for state in states:
         state.absent_s = 0.5

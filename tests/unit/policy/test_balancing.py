@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.domain.rng import KeyedRng
+from services.domain.tenancy import PROTECTED, Protection
 from services.policy import balancing, scoring
 from services.policy.balancing import Draw
 from services.policy.scoring import HostState, Prior, VersionState
@@ -27,9 +28,18 @@ def drawn(bits: int) -> Draw:
     return Draw(lambda: bits)
 
 
-def picks(states: list[VersionState], *, now_s: float = 100.0, calls: int = 4000) -> Counter[str]:
+def picks(
+    states: list[VersionState],
+    *,
+    now_s: float = 100.0,
+    calls: int = 4000,
+    protection: Protection = PROTECTED,
+    may_probe: bool = True,
+) -> Counter[str]:
     return Counter(
-        balancing.pick(states, now_s=now_s, routers=1, draw=drawn(bits(number))).state.host.host_id
+        balancing.pick(
+            states, now_s=now_s, routers=1, draw=drawn(bits(number)), protection=protection, may_probe=may_probe
+        ).state.host.host_id
         for number in range(calls)
     )
 
@@ -48,13 +58,30 @@ def test_the_host_with_less_ahead_wins() -> None:
     assert picks(states, now_s=0.0)["h0"] == 0
 
 
-def test_a_host_that_just_failed_gets_only_the_probes() -> None:
+def test_a_host_that_just_failed_gets_nothing() -> None:
     states = some_states(2)
-    scoring.punish_host(states[0], 100.0)
+    states[0].host.circuit.open(100.0, why="failed")
 
-    share = picks(states)["h0"] / 4000
+    assert picks(states)["h0"] == 0
+    assert picks(states, protection=Protection(penalties=False))["h0"] > 1900
 
-    assert 0.001 < share < 0.01, share  # half of the 1 % that ignore penalties, since the hosts are equal
+
+def test_once_its_time_is_over_a_host_that_failed_gets_one_call_at_a_time() -> None:
+    states = some_states(2)
+    states[0].host.circuit.open(95.0, why="failed")
+
+    assert 1900 < picks(states)["h0"] < 2100
+    assert picks(states, may_probe=False)["h0"] == 0
+
+    scoring.begin_probe(states[0])
+    assert picks(states)["h0"] == 0
+
+    scoring.end_probe(states[0], 100.0, answered=False)
+    assert picks(states)["h0"] > 1900
+
+    scoring.begin_probe(states[0])
+    scoring.end_probe(states[0], 100.0, answered=True)
+    assert picks(states, now_s=111.0, may_probe=False)["h0"] > 1900
 
 
 def test_among_many_hosts_each_is_drawn() -> None:
@@ -114,9 +141,9 @@ def test_the_same_bits_pick_the_same_host(count: int, number: int) -> None:
 def test_a_newcomer_is_not_left_out_for_a_host_that_just_failed() -> None:
     states = some_states(2)
     for state in states:
-        scoring.punish_host(state, 100.0)
+        state.host.circuit.open(100.0, why="failed")
     states.append(VersionState(HostState("new"), Prior(0.010), known_since_s=100.0, ramps=True))
 
     shares = picks(states)
 
-    assert shares["new"] > 0.98 * 4000, shares  # all but the probes
+    assert shares["new"] == 4000, shares

@@ -74,7 +74,7 @@ def test_the_fewest_calls_win_and_chance_decides_between_as_many() -> None:
 @pytest.mark.parametrize("strategy", YARDSTICKS)
 def test_a_yardstick_goes_to_a_host_that_just_failed(strategy: BalancingStrategy) -> None:
     states = some_states(2)
-    scoring.punish_host(states[0], 0.0)
+    states[0].host.circuit.open(0.0, why="of the test")
     taken = set()
 
     for number in range(50):

@@ -135,7 +135,7 @@ def test_an_idle_host_has_no_work_left_over_from_rounding() -> None:
 
 def test_a_failure_adds_five_seconds_that_fade_by_time_and_not_by_success() -> None:
     state = a_state()
-    scoring.punish_host(state, 0.0)
+    state.host.circuit.open(0.0, why="failed")
 
     for _ in range(100):
         scoring.answered(state, 0.0, 0.0)
@@ -148,7 +148,7 @@ def test_a_failure_adds_five_seconds_that_fade_by_time_and_not_by_success() -> N
 def test_a_host_that_names_a_time_is_penalised_by_that_time() -> None:
     state = a_state()
 
-    scoring.punish_version(state, 0.0, pushback_s=0.25)
+    state.circuit.push_back(0.0, 0.25)
 
     assert scoring.penalty_s(state, 0.0) == pytest.approx(0.25)
 
@@ -157,7 +157,7 @@ def test_a_failing_version_leaves_the_others_on_its_host_alone() -> None:
     host = HostState("h")
     failing, sound = a_state(host=host), a_state(host=host)
 
-    scoring.punish_version(failing, 0.0)
+    failing.circuit.open(0.0, why="failed")
 
     assert scoring.penalty_s(failing, 0.0) > 0.0
     assert scoring.penalty_s(sound, 0.0) == 0.0

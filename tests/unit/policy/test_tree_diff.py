@@ -61,6 +61,7 @@ from services.domain.tenancy import (
     HedgeRules,
     Preemption,
     PriceRules,
+    Protection,
     Quotas,
     RateLimit,
     RetryRules,
@@ -148,6 +149,7 @@ FULL_POLICY = Policy(
     HedgeRules(True, 0.9),
     PriceRules(0.002, 0.2, 0.2, 1.0, 2.0),
     Balancing(BalancingStrategy.RANDOM, SessionAffinity(True, 2.0), ZoneSpill(0.2, 0.01)),
+    protection=Protection(False, False, False, False),
 )
 EMPTY_TENANT = Tenant(Metadata("acme"), "standard", "gold")
 FULL_TENANT = Tenant(

@@ -7,7 +7,7 @@ import pytest
 from services.domain.errors import HostUnavailable
 from services.domain.host import HostLoad, HostRecord, ModelLoad
 from services.domain.model import ModelKey, ModelState
-from services.policy import scoring
+from services.policy import circuit, scoring
 from services.policy.scoring import VersionState
 from services.router.host_book import HostBook, take_failure, take_report
 from services.router.host_picking import Fleet
@@ -102,4 +102,4 @@ def test_a_host_that_reports_to_be_draining_is_left_alone() -> None:
 
     take_report(state, a_report(1, draining=True), KEY, 0.0)
 
-    assert scoring.penalty_s(state, 0.0) == pytest.approx(scoring.PENALTY_S)
+    assert scoring.penalty_s(state, 0.0) == pytest.approx(circuit.PENALTY_S)

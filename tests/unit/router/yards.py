@@ -12,6 +12,7 @@ from services.domain.model import TensorMeta
 from services.domain.objects import Choose, Metadata, ModelVersion, Object, Route, RouteTarget, Single
 from services.domain.request import InferCall, RouteOptions
 from services.domain.rng import KeyedRng
+from services.policy.ejection import Reason
 from services.policy.keeping import Kept
 from services.router.cache import AnswerCache, Entry
 from services.router.canonical import Canonical
@@ -88,6 +89,10 @@ class Notes:
     copies: list[CopyEnded] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
     looks: list[tuple[str, CacheStatus]] = field(default_factory=list)
+    probes: list[tuple[str, bool]] = field(default_factory=list)
+    openings: list[tuple[str, str]] = field(default_factory=list)
+    ejections: list[tuple[str, Reason]] = field(default_factory=list)
+    hedges: list[str] = field(default_factory=list)
 
     def chosen(self, decision: Decision, duration_s: float) -> None:
         """Keep nothing."""
@@ -95,6 +100,22 @@ class Notes:
     def attempted(self, attempt: Attempt) -> None:
         """Keep it."""
         self.attempts.append(attempt)
+
+    def probed(self, host_id: str, *, answered: bool) -> None:
+        """Keep it."""
+        self.probes.append((host_id, answered))
+
+    def opened(self, host_id: str, what: str) -> None:
+        """Keep it."""
+        self.openings.append((host_id, what))
+
+    def ejected(self, host_id: str, reason: Reason, why: str) -> None:
+        """Keep it."""
+        self.ejections.append((host_id, reason))
+
+    def hedged(self, route: str, outcome: str) -> None:
+        """Keep the outcome."""
+        self.hedges.append(outcome)
 
     def answered(self, decision: Decision) -> None:
         """Keep it."""

@@ -526,6 +526,13 @@ class LogState(_message.Message):
     QUEUED_UP_TO_FIELD_NUMBER: _builtins.int
     IN_FLIGHT_OF_FIELD_NUMBER: _builtins.int
     LAST_SENT_S_FIELD_NUMBER: _builtins.int
+    HOLD_S_FIELD_NUMBER: _builtins.int
+    PROBING_FIELD_NUMBER: _builtins.int
+    HOST_HOLD_S_FIELD_NUMBER: _builtins.int
+    HOST_PROBING_FIELD_NUMBER: _builtins.int
+    EJECTED_AT_S_FIELD_NUMBER: _builtins.int
+    EJECTED_FOR_S_FIELD_NUMBER: _builtins.int
+    EJECTED_PROBING_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     """The host."""
     absent_s: _builtins.float
@@ -572,6 +579,20 @@ class LogState(_message.Message):
     """Device time of own calls there."""
     last_sent_s: _builtins.float
     """When the version last got one of the router's own calls there."""
+    hold_s: _builtins.float
+    """For how long the version's failure keeps calls away before one may see."""
+    probing: _builtins.bool
+    """Whether that one is there."""
+    host_hold_s: _builtins.float
+    """The same of the host's failure."""
+    host_probing: _builtins.bool
+    """Whether that one is there."""
+    ejected_at_s: _builtins.float
+    """When the host was ejected; only beside `ejected_for_s`."""
+    ejected_for_s: _builtins.float
+    """For how long; 0 if it is not."""
+    ejected_probing: _builtins.bool
+    """Whether the one that sees is there."""
     @_builtins.property
     def key(self) -> _model_pb2.ModelKey:
         """The version."""
@@ -613,10 +634,17 @@ class LogState(_message.Message):
         queued_up_to: _abc.Iterable[_builtins.int] | None = ...,
         in_flight_of: _abc.Iterable[_builtins.int] | None = ...,
         last_sent_s: _builtins.float = ...,
+        hold_s: _builtins.float = ...,
+        probing: _builtins.bool = ...,
+        host_hold_s: _builtins.float = ...,
+        host_probing: _builtins.bool = ...,
+        ejected_at_s: _builtins.float = ...,
+        ejected_for_s: _builtins.float = ...,
+        ejected_probing: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent_s", b"absent_s", "base_s", b"base_s", "batch_cap", b"batch_cap", "cutoff", b"cutoff", "cutoff_at_s", b"cutoff_at_s", "failed_at_s", b"failed_at_s", "host", b"host", "host_failed_at_s", b"host_failed_at_s", "host_in_flight", b"host_in_flight", "host_penalty_s", b"host_penalty_s", "in_flight", b"in_flight", "in_flight_of", b"in_flight_of", "key", b"key", "last_sent_s", b"last_sent_s", "measured_at_s", b"measured_at_s", "network_s", b"network_s", "penalty_s", b"penalty_s", "per_item_s", b"per_item_s", "prior_base_s", b"prior_base_s", "prior_per_item_s", b"prior_per_item_s", "queued", b"queued", "queued_at_s", b"queued_at_s", "queued_up_to", b"queued_up_to", "ramps_from_s", b"ramps_from_s", "sent_since", b"sent_since", "work_s", b"work_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent_s", b"absent_s", "base_s", b"base_s", "batch_cap", b"batch_cap", "cutoff", b"cutoff", "cutoff_at_s", b"cutoff_at_s", "ejected_at_s", b"ejected_at_s", "ejected_for_s", b"ejected_for_s", "ejected_probing", b"ejected_probing", "failed_at_s", b"failed_at_s", "hold_s", b"hold_s", "host", b"host", "host_failed_at_s", b"host_failed_at_s", "host_hold_s", b"host_hold_s", "host_in_flight", b"host_in_flight", "host_penalty_s", b"host_penalty_s", "host_probing", b"host_probing", "in_flight", b"in_flight", "in_flight_of", b"in_flight_of", "key", b"key", "last_sent_s", b"last_sent_s", "measured_at_s", b"measured_at_s", "network_s", b"network_s", "penalty_s", b"penalty_s", "per_item_s", b"per_item_s", "prior_base_s", b"prior_base_s", "prior_per_item_s", b"prior_per_item_s", "probing", b"probing", "queued", b"queued", "queued_at_s", b"queued_at_s", "queued_up_to", b"queued_up_to", "ramps_from_s", b"ramps_from_s", "sent_since", b"sent_since", "work_s", b"work_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -146,6 +146,38 @@ DEADLINE_SOURCE_TIMEOUT_PARAMETER: DeadlineSource.ValueType  # 4
 """The request parameter `timeout`, shorter than the caller's deadline."""
 Global___DeadlineSource: _TypeAlias = DeadlineSource  # noqa: Y015
 
+class _CircuitState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CircuitStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CircuitState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CIRCUIT_STATE_UNSPECIFIED: _CircuitState.ValueType  # 0
+    """As CIRCUIT_STATE_CLOSED."""
+    CIRCUIT_STATE_CLOSED: _CircuitState.ValueType  # 1
+    """It gets its share of calls."""
+    CIRCUIT_STATE_OPEN: _CircuitState.ValueType  # 2
+    """It failed, and gets calls only where everything else is worse."""
+    CIRCUIT_STATE_HALF_OPEN: _CircuitState.ValueType  # 3
+    """The next call may go there to see whether it is well."""
+    CIRCUIT_STATE_PROBING: _CircuitState.ValueType  # 4
+    """That call is there now; others go elsewhere until it is back."""
+
+class CircuitState(_CircuitState, metaclass=_CircuitStateEnumTypeWrapper):
+    """How far a host is trusted with a version."""
+
+CIRCUIT_STATE_UNSPECIFIED: CircuitState.ValueType  # 0
+"""As CIRCUIT_STATE_CLOSED."""
+CIRCUIT_STATE_CLOSED: CircuitState.ValueType  # 1
+"""It gets its share of calls."""
+CIRCUIT_STATE_OPEN: CircuitState.ValueType  # 2
+"""It failed, and gets calls only where everything else is worse."""
+CIRCUIT_STATE_HALF_OPEN: CircuitState.ValueType  # 3
+"""The next call may go there to see whether it is well."""
+CIRCUIT_STATE_PROBING: CircuitState.ValueType  # 4
+"""That call is there now; others go elsewhere until it is back."""
+Global___CircuitState: _TypeAlias = CircuitState  # noqa: Y015
+
 @_typing.final
 class InferParameter(_message.Message):
     """A parameter of a request, an input or an output. Same numbers and types as the Open
@@ -606,6 +638,7 @@ class RouteOptions(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
     CACHE_FIELD_NUMBER: _builtins.int
+    HEDGE_FIELD_NUMBER: _builtins.int
     max_cost_microusd: _builtins.int
     """Leave out candidates that cost more per call, in millionths of a US dollar."""
     min_quality: _builtins.float
@@ -634,6 +667,10 @@ class RouteOptions(_message.Message):
     """
     cache: Global___CachePolicy.ValueType
     """What to do with answers that the route keeps; also the request parameter `cache`: `default`, `bypass`, `refresh`."""
+    hedge: _builtins.bool
+    """False keeps the call from being sent to a second host while the first is slow to answer, whatever the policy says.
+    Default true. Answers in pieces never are.
+    """
     def __init__(
         self,
         *,
@@ -648,17 +685,22 @@ class RouteOptions(_message.Message):
         priority: _builtins.int = ...,
         session: _builtins.str = ...,
         cache: Global___CachePolicy.ValueType = ...,
+        hedge: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent", "_max_cost_microusd", b"_max_cost_microusd", "_min_quality", b"_min_quality", "idempotent", b"idempotent", "max_cost_microusd", b"max_cost_microusd", "min_quality", b"min_quality"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_hedge", b"_hedge", "_idempotent", b"_idempotent", "_max_cost_microusd", b"_max_cost_microusd", "_min_quality", b"_min_quality", "hedge", b"hedge", "idempotent", b"idempotent", "max_cost_microusd", b"max_cost_microusd", "min_quality", b"min_quality"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent", "_max_cost_microusd", b"_max_cost_microusd", "_min_quality", b"_min_quality", "cache", b"cache", "explain", b"explain", "idempotent", b"idempotent", "max_cost_microusd", b"max_cost_microusd", "min_quality", b"min_quality", "prefer", b"prefer", "priority", b"priority", "session", b"session", "tenant", b"tenant", "tier", b"tier", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hedge", b"_hedge", "_idempotent", b"_idempotent", "_max_cost_microusd", b"_max_cost_microusd", "_min_quality", b"_min_quality", "cache", b"cache", "explain", b"explain", "hedge", b"hedge", "idempotent", b"idempotent", "max_cost_microusd", b"max_cost_microusd", "min_quality", b"min_quality", "prefer", b"prefer", "priority", b"priority", "session", b"session", "tenant", b"tenant", "tier", b"tier", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__hedge: _TypeAlias = _typing.Literal["hedge"]  # noqa: Y015
+    _WhichOneofArgType__hedge: _TypeAlias = _typing.Literal["_hedge", b"_hedge"]  # noqa: Y015
     _WhichOneofReturnType__idempotent: _TypeAlias = _typing.Literal["idempotent"]  # noqa: Y015
     _WhichOneofArgType__idempotent: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent"]  # noqa: Y015
     _WhichOneofReturnType__max_cost_microusd: _TypeAlias = _typing.Literal["max_cost_microusd"]  # noqa: Y015
     _WhichOneofArgType__max_cost_microusd: _TypeAlias = _typing.Literal["_max_cost_microusd", b"_max_cost_microusd"]  # noqa: Y015
     _WhichOneofReturnType__min_quality: _TypeAlias = _typing.Literal["min_quality"]  # noqa: Y015
     _WhichOneofArgType__min_quality: _TypeAlias = _typing.Literal["_min_quality", b"_min_quality"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hedge) -> _WhichOneofReturnType__hedge | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotent) -> _WhichOneofReturnType__idempotent | None: ...
     @_typing.overload
@@ -700,6 +742,7 @@ class Decision(_message.Message):
     REFUSAL_FIELD_NUMBER: _builtins.int
     CACHE_FIELD_NUMBER: _builtins.int
     CACHE_AGE_FIELD_NUMBER: _builtins.int
+    PROBE_FIELD_NUMBER: _builtins.int
     route: _builtins.str
     """The route (or model) the caller named."""
     model: _builtins.str
@@ -740,6 +783,8 @@ class Decision(_message.Message):
     """What the answers that the route keeps had to do with it; absent where the route keeps none. `model`, `version` and
     `host` of a kept answer are those that once computed it; it has no attempts and costs nothing.
     """
+    probe: _builtins.bool
+    """Whether the host was one that had been in trouble, and the call was let through to see."""
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
         """Every attempt, in order; the last one answered."""
@@ -797,10 +842,11 @@ class Decision(_message.Message):
         refusal: _builtins.str = ...,
         cache: Global___CacheStatus.ValueType = ...,
         cache_age: _duration_pb2.Duration | None = ...,
+        probe: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_propensity", b"_propensity", "_quality", b"_quality", "cache_age", b"cache_age", "deadline", b"deadline", "propensity", b"propensity", "quality", b"quality", "service_class", b"service_class", "stages", b"stages"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_propensity", b"_propensity", "_quality", b"_quality", "arm", b"arm", "attempts", b"attempts", "batch_size", b"batch_size", "cache", b"cache", "cache_age", b"cache_age", "candidates", b"candidates", "cost_microusd", b"cost_microusd", "deadline", b"deadline", "deadline_source", b"deadline_source", "degraded_reason", b"degraded_reason", "host", b"host", "model", b"model", "propensity", b"propensity", "quality", b"quality", "reason", b"reason", "refusal", b"refusal", "registry_revision", b"registry_revision", "request_id", b"request_id", "route", b"route", "service_class", b"service_class", "stages", b"stages", "steps", b"steps", "strategy", b"strategy", "trace_id", b"trace_id", "version", b"version", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_propensity", b"_propensity", "_quality", b"_quality", "arm", b"arm", "attempts", b"attempts", "batch_size", b"batch_size", "cache", b"cache", "cache_age", b"cache_age", "candidates", b"candidates", "cost_microusd", b"cost_microusd", "deadline", b"deadline", "deadline_source", b"deadline_source", "degraded_reason", b"degraded_reason", "host", b"host", "model", b"model", "probe", b"probe", "propensity", b"propensity", "quality", b"quality", "reason", b"reason", "refusal", b"refusal", "registry_revision", b"registry_revision", "request_id", b"request_id", "route", b"route", "service_class", b"service_class", "stages", b"stages", "steps", b"steps", "strategy", b"strategy", "trace_id", b"trace_id", "version", b"version", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__propensity: _TypeAlias = _typing.Literal["propensity"]  # noqa: Y015
     _WhichOneofArgType__propensity: _TypeAlias = _typing.Literal["_propensity", b"_propensity"]  # noqa: Y015
@@ -871,12 +917,15 @@ class Attempt(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    HEDGE_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     """The host."""
     status: _builtins.str
     """Canonical name of the gRPC status, such as `OK` or `UNAVAILABLE`."""
     message: _builtins.str
     """One line for people; empty if OK."""
+    hedge: _builtins.bool
+    """True if it was sent while another was slow to answer. The one that lost is CANCELLED."""
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
         """From sending to the end, as the router saw it."""
@@ -888,10 +937,11 @@ class Attempt(_message.Message):
         status: _builtins.str = ...,
         duration: _duration_pb2.Duration | None = ...,
         message: _builtins.str = ...,
+        hedge: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "host", b"host", "message", b"message", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "hedge", b"hedge", "host", b"host", "message", b"message", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1012,19 +1062,28 @@ class HostScore(_message.Message):
     PREDICTED_FIELD_NUMBER: _builtins.int
     BACKLOG_FIELD_NUMBER: _builtins.int
     PENALTY_FIELD_NUMBER: _builtins.int
+    EJECTED_FIELD_NUMBER: _builtins.int
+    CIRCUIT_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     """The host."""
     zone: _builtins.str
     """Its zone."""
     backlog: _builtins.int
     """Calls believed to be queued or running there."""
+    ejected: _builtins.bool
+    """Whether it is ejected: it was an outlier among its peers, and no call has found it well since."""
+    circuit: Global___CircuitState.ValueType
+    """The circuit of the version there; of the host, if that stands worse."""
+    trouble: _builtins.str
+    """What opened it, or had it ejected; empty if nothing did."""
     @_builtins.property
     def predicted(self) -> _duration_pb2.Duration:
         """Predicted time to an answer there."""
 
     @_builtins.property
     def penalty(self) -> _duration_pb2.Duration:
-        """Penalty for recent failures, as added time."""
+        """Penalty for what went wrong lately, as added time; nothing of what the call's policy does not regard."""
 
     def __init__(
         self,
@@ -1034,10 +1093,13 @@ class HostScore(_message.Message):
         predicted: _duration_pb2.Duration | None = ...,
         backlog: _builtins.int = ...,
         penalty: _duration_pb2.Duration | None = ...,
+        ejected: _builtins.bool = ...,
+        circuit: Global___CircuitState.ValueType = ...,
+        trouble: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["penalty", b"penalty", "predicted", b"predicted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backlog", b"backlog", "host", b"host", "penalty", b"penalty", "predicted", b"predicted", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backlog", b"backlog", "circuit", b"circuit", "ejected", b"ejected", "host", b"host", "penalty", b"penalty", "predicted", b"predicted", "trouble", b"trouble", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -91,6 +91,7 @@ class PolicySpec(_message.Message):
     HEDGE_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
     BALANCING_FIELD_NUMBER: _builtins.int
+    PROTECTION_FIELD_NUMBER: _builtins.int
     description: _builtins.str
     """One line for people."""
     default_tier: _builtins.str
@@ -115,6 +116,10 @@ class PolicySpec(_message.Message):
     def balancing(self) -> Global___Balancing:
         """Which of the hosts that have a version ready gets a call. Unset: the defaults of its fields."""
 
+    @_builtins.property
+    def protection(self) -> Global___Protection:
+        """Which signs of trouble with hosts its calls regard. Unset: all of them."""
+
     def __init__(
         self,
         *,
@@ -125,10 +130,11 @@ class PolicySpec(_message.Message):
         hedge: Global___HedgeRules | None = ...,
         price: Global___PriceRules | None = ...,
         balancing: Global___Balancing | None = ...,
+        protection: Global___Protection | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["balancing", b"balancing", "hedge", b"hedge", "price", b"price", "retry", b"retry"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["balancing", b"balancing", "hedge", b"hedge", "price", b"price", "protection", b"protection", "retry", b"retry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["balancing", b"balancing", "default_tier", b"default_tier", "description", b"description", "hedge", b"hedge", "price", b"price", "retry", b"retry", "tiers", b"tiers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balancing", b"balancing", "default_tier", b"default_tier", "description", b"description", "hedge", b"hedge", "price", b"price", "protection", b"protection", "retry", b"retry", "tiers", b"tiers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -357,6 +363,57 @@ class HedgeRules(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__after_quantile) -> _WhichOneofReturnType__after_quantile | None: ...
 
 Global___HedgeRules: _TypeAlias = HedgeRules  # noqa: Y015
+
+@_typing.final
+class Protection(_message.Message):
+    """Which signs of trouble with hosts calls regard. What is known of a host is known to all calls; a sign that is switched
+    off is seen and not gone by.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PENALTIES_FIELD_NUMBER: _builtins.int
+    EJECTION_FIELD_NUMBER: _builtins.int
+    CIRCUITS_FIELD_NUMBER: _builtins.int
+    SHEDDING_FIELD_NUMBER: _builtins.int
+    penalties: _builtins.bool
+    """Whether a host that was lost, or said that it goes, is avoided until one call has found it well. Unset: true."""
+    ejection: _builtins.bool
+    """Whether hosts that fail more often, take longer or say less than their peers are avoided. Unset: true."""
+    circuits: _builtins.bool
+    """Whether a version that failed on a host is avoided there until one call has found it well. Unset: true."""
+    shedding: _builtins.bool
+    """Whether hosts are spared calls that they said they would refuse. Unset: true."""
+    def __init__(
+        self,
+        *,
+        penalties: _builtins.bool | None = ...,
+        ejection: _builtins.bool | None = ...,
+        circuits: _builtins.bool | None = ...,
+        shedding: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_circuits", b"_circuits", "_ejection", b"_ejection", "_penalties", b"_penalties", "_shedding", b"_shedding", "circuits", b"circuits", "ejection", b"ejection", "penalties", b"penalties", "shedding", b"shedding"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_circuits", b"_circuits", "_ejection", b"_ejection", "_penalties", b"_penalties", "_shedding", b"_shedding", "circuits", b"circuits", "ejection", b"ejection", "penalties", b"penalties", "shedding", b"shedding"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__circuits: _TypeAlias = _typing.Literal["circuits"]  # noqa: Y015
+    _WhichOneofArgType__circuits: _TypeAlias = _typing.Literal["_circuits", b"_circuits"]  # noqa: Y015
+    _WhichOneofReturnType__ejection: _TypeAlias = _typing.Literal["ejection"]  # noqa: Y015
+    _WhichOneofArgType__ejection: _TypeAlias = _typing.Literal["_ejection", b"_ejection"]  # noqa: Y015
+    _WhichOneofReturnType__penalties: _TypeAlias = _typing.Literal["penalties"]  # noqa: Y015
+    _WhichOneofArgType__penalties: _TypeAlias = _typing.Literal["_penalties", b"_penalties"]  # noqa: Y015
+    _WhichOneofReturnType__shedding: _TypeAlias = _typing.Literal["shedding"]  # noqa: Y015
+    _WhichOneofArgType__shedding: _TypeAlias = _typing.Literal["_shedding", b"_shedding"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__circuits) -> _WhichOneofReturnType__circuits | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ejection) -> _WhichOneofReturnType__ejection | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__penalties) -> _WhichOneofReturnType__penalties | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__shedding) -> _WhichOneofReturnType__shedding | None: ...
+
+Global___Protection: _TypeAlias = Protection  # noqa: Y015
 
 @_typing.final
 class PriceRules(_message.Message):
