@@ -102,10 +102,15 @@ def pick(
     best, best_cost_s, best_predicted_s, best_penalty_s, best_probes = states[0], math.inf, 0.0, 0.0, False
     for state in sample(states, draw.bits):
         predicted = completion_s(state, now_s, routers=routers, band=band)
-        penalty, probes = penalty_s(state, now_s, protection), False
-        if penalty and may_probe and awaits_probe(state, now_s):
-            penalty, probes = 0.0, True
-        cost = predicted + penalty + state.absent_s
+        cost = predicted + state.absent_s
+        host = state.host
+        penalty, probes = 0.0, False
+        # Looked at here, since almost no host is in trouble and a call for each would cost as much as the rest.
+        if state.circuit.penalty_s or host.circuit.penalty_s or host.ejection.penalty_s:
+            penalty = penalty_s(state, now_s, protection)
+            if penalty and may_probe and awaits_probe(state, now_s):
+                penalty, probes = 0.0, True
+            cost += penalty
         since_s = now_s - state.ramps_from_s
         if since_s < RAMP_S:
             cost += predicted * (1.0 / max(LEAST_RAMP, since_s / RAMP_S) - 1.0)

@@ -38,20 +38,6 @@ CUTOFF_BELIEVED_S = 0.2
 """A cutoff heard longer ago than this is not gone by: the next call shows whether it still holds."""
 
 
-class Owed:
-    """A call that a host owes an answer."""
-
-    __slots__ = ("limit_s", "sent_s")
-
-    def __init__(self, sent_s: float, limit_s: float) -> None:
-        """Sent at `sent_s`; more silence of the host than `limit_s` is too much for it."""
-        self.sent_s = sent_s
-        self.limit_s = limit_s
-
-    def leave(self) -> None:
-        """The host is silent: go elsewhere, if that is possible."""
-
-
 class HostState:
     """What this router knows of one host, whatever the version."""
 
@@ -204,6 +190,33 @@ class VersionState:
     def measured(self, now_s: float) -> bool:
         """Whether the batch time is the host's own, and of late."""
         return now_s - self.measured_at_s <= BELIEVED_S
+
+
+class Owed:
+    """A call that a host owes an answer."""
+
+    __slots__ = ("predicted_s", "probe", "sent_s", "state", "timeout_s")
+
+    def __init__(
+        self, state: VersionState, sent_s: float, predicted_s: float, timeout_s: float, *, probe: bool
+    ) -> None:
+        """Owe an answer.
+
+        Args:
+            state: Of the version that is to answer.
+            sent_s: When it was sent.
+            predicted_s: Seconds until an answer, as predicted.
+            timeout_s: Seconds that it may take.
+            probe: Whether it went there to see.
+        """
+        self.state = state
+        self.sent_s = sent_s
+        self.predicted_s = predicted_s
+        self.timeout_s = timeout_s
+        self.probe = probe
+
+    def leave(self) -> None:
+        """The host is silent: go elsewhere, if that is possible."""
 
 
 @dataclass(frozen=True, slots=True)

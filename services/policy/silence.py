@@ -7,7 +7,7 @@ which this process listened: while it was held up itself, nobody could have been
 from collections.abc import Iterable
 
 from services.policy.ejection import Ejected, Reason
-from services.policy.scoring import HostState
+from services.policy.scoring import HostState, Owed
 
 SILENCE_S = 0.25
 """Silence that is none for any call: a host's loop may be held up that long, and its answers with it."""
@@ -16,7 +16,8 @@ LEAST_SILENCE_S = 0.1
 """The same where a call has so little time that it would be lost by then."""
 
 UNMEASURED_SILENCE_S = 1.0
-"""The same where the host has not said how long a batch takes: the first calls of a version may be slow."""
+"""The same where the host has not said how long a batch takes: the first calls of a version may be slow. A probe
+knows what it is for."""
 
 SILENT_FACTOR = 3.0
 """An answer that takes this many times the prediction is overdue."""
@@ -25,21 +26,13 @@ TIME_SHARE = 0.5
 """A call goes elsewhere no later than after this part of its time, so that it may still be answered there."""
 
 
-def limit_s(*, predicted_s: float, timeout_s: float, measured: bool) -> float:
-    """How long a host may say nothing while it has a call.
-
-    Args:
-        predicted_s: When it is predicted to answer, what it has to bring into memory first included.
-        timeout_s: Seconds that the call may take.
-        measured: Whether that prediction is by what the host itself reported.
-    """
-    expected_s = SILENT_FACTOR * predicted_s
-    if not measured:
+def limit_s(owed: Owed) -> float:
+    """How long a host may say nothing while it has this call."""
+    state = owed.state
+    expected_s = SILENT_FACTOR * (owed.predicted_s + state.absent_s)
+    if not owed.probe and not state.measured(owed.sent_s):
         return max(expected_s, UNMEASURED_SILENCE_S)
-    least_s = SILENCE_S
-    if TIME_SHARE * timeout_s < least_s:
-        least_s = max(LEAST_SILENCE_S, TIME_SHARE * timeout_s)
-    return max(expected_s, least_s)
+    return max(expected_s, LEAST_SILENCE_S, min(SILENCE_S, TIME_SHARE * owed.timeout_s))
 
 
 def listen(hosts: Iterable[HostState], *, for_s: float, now_s: float) -> list[Ejected]:
@@ -64,14 +57,14 @@ def listen(hosts: Iterable[HostState], *, for_s: float, now_s: float) -> list[Ej
     return silent
 
 
-def gave_up(host: HostState, *, waited_s: float, predicted_s: float, limit_s: float) -> None:
+def gave_up(host: HostState, owed: Owed, now_s: float) -> None:
     """Nobody waits any more for a call that the host has; if it was overdue, its silence still counts."""
-    if waited_s > predicted_s:
-        host.missed_s = limit_s
+    if now_s - owed.sent_s > owed.predicted_s:
+        host.missed_s = limit_s(owed)
 
 
 def _is_silent(host: HostState, now_s: float) -> bool:
     silent_s = host.silent_s
     if host.missed_s and silent_s > host.missed_s:
         return True
-    return any(min(silent_s, now_s - owed.sent_s) > owed.limit_s for owed in host.owed)
+    return any(min(silent_s, now_s - owed.sent_s) > limit_s(owed) for owed in host.owed)

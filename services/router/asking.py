@@ -123,13 +123,11 @@ class Asking:
             take(decision, plan)
             standing = take_standing(plan.state)
             more = call.options.idempotent and len(tried) + 1 < (most or destination.route.max_attempts)
-            may_leave = more and len(plan.option.hosts) > 1
-            if more and rules.hedge.enabled and call.options.hedge:
-                answer = await self._hedged(
-                    call, destination, plan, decision, deadline, tried=tried, may_leave=may_leave
-                )
+            elsewhere = len(plan.option.hosts) > 1 or len(destination.options) > 1
+            if rules.policy is not None and rules.hedge.enabled and more and elsewhere and call.options.hedge:
+                answer = await self._hedged(call, destination, plan, decision, deadline, tried=tried)
             else:
-                answer = await self._attempting.run(call, plan, decision, deadline, may_leave=may_leave)
+                answer = await self._attempting.run(call, plan, decision, deadline, elsewhere=elsewhere, more=more)
             if isinstance(answer, HostAnswer):
                 return answer.payload
             tried.append(plan.record.host_id)
@@ -156,7 +154,6 @@ class Asking:
         deadline: Deadline,
         *,
         tried: list[str],
-        may_leave: bool,
     ) -> HostAnswer | AttemptFailed:
         """An attempt that another one may race."""
 
@@ -168,7 +165,6 @@ class Asking:
             plan,
             decision,
             deadline,
-            may_leave=may_leave,
             tried=tried,
             budget=self.budget(decision.route, self._clock.now_s()),
             replan=replan,

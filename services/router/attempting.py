@@ -85,12 +85,9 @@ class _Waiting(scoring.Owed):
     """Somebody who waits for a host's answer."""
 
     __slots__ = ("left", "task")
-
-    def __init__(self, sent_s: float, limit_s: float, task: "asyncio.Task[object] | None") -> None:
-        """The task that waits; None if it cannot go elsewhere."""
-        super().__init__(sent_s, limit_s)
-        self.task = task
-        self.left = False
+    left: bool
+    task: "asyncio.Task[object] | None"
+    """The one that waits; None if it cannot go elsewhere."""
 
     def leave(self) -> None:
         """End the wait as if the connection had been lost."""
@@ -116,7 +113,8 @@ class Attempting:
         decision: Decision,
         deadline: Deadline,
         *,
-        may_leave: bool = False,
+        elsewhere: bool = False,
+        more: bool = False,
         hedge: bool = False,
     ) -> HostAnswer | AttemptFailed:
         """Try one host; what follows from it is learned here.
@@ -126,7 +124,8 @@ class Attempting:
             plan: The attempt.
             decision: Told how it went.
             deadline: Of the call.
-            may_leave: Whether the call can go elsewhere if the host falls silent.
+            elsewhere: Whether there are other hosts for the call.
+            more: Whether the call may be attempted again.
             hedge: Whether it races another.
 
         Raises:
@@ -140,14 +139,12 @@ class Attempting:
         band = decision.service_class.band
         owed: _Waiting | None = None
         # How long a copy takes, behind everybody, or an answer in pieces, nobody can tell.
-        if not decision.is_copy and plan.option.version.generation is None:
-            limit_s = silence.limit_s(
-                predicted_s=plan.predicted_s + state.absent_s,
-                timeout_s=timeout_s,
-                measured=plan.probe or state.measured(sent_s),
-            )
-            may_leave = may_leave and (plan.probe or not scoring.in_trouble(state))
-            owed = _Waiting(sent_s, limit_s, asyncio.current_task() if may_leave else None)
+        if elsewhere and not decision.is_copy and plan.option.version.generation is None:
+            owed = _Waiting(state, sent_s, plan.predicted_s, timeout_s, probe=plan.probe)
+            # What was sent to a host that was silent before has to pay for another attempt, and may not be able to.
+            leaves = more and (plan.probe or not host.suspect) and decision.rules.protection.ejection
+            owed.task = asyncio.current_task() if leaves else None
+            owed.left = False
             host.owed.add(owed)
         if plan.probe:
             scoring.begin_probe(state)
@@ -181,7 +178,7 @@ class Attempting:
             if owed is None:
                 raise
             if not owed.left or owed.task is None or owed.task.uncancel() > 0:
-                silence.gave_up(host, waited_s=took_s, predicted_s=plan.predicted_s, limit_s=owed.limit_s)
+                silence.gave_up(host, owed, self._clock.now_s())
                 if decision.racing:
                     self._note(decision, Attempt(plan.record.host_id, took_s, None, hedge, cancelled=True))
                 raise

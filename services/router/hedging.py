@@ -56,7 +56,6 @@ class Hedging:
         decision: Decision,
         deadline: Deadline,
         *,
-        may_leave: bool,
         tried: list[str],
         budget: RetryBudget,
         replan: Replan,
@@ -64,11 +63,10 @@ class Hedging:
         """As `Attempting.run`, with a second attempt if the first is slow.
 
         Args:
-            call: The call, of which another attempt may be made.
+            call: The call, of which another attempt may be made, on another host.
             plan: The first attempt.
             decision: Told what was tried, and what answered.
             deadline: Of the call.
-            may_leave: Whether it can go elsewhere if the host falls silent.
             tried: Hosts that were tried before; the second one is added if it fails as well.
             budget: Pays for the second attempt.
             replan: Plans it.
@@ -77,11 +75,11 @@ class Hedging:
         started_s = self._clock.now_s()
         delay_s = self._delay_s(call, plan, decision, deadline)
         if delay_s is None:
-            answer = await self._attempting.run(call, plan, decision, deadline, may_leave=may_leave)
+            answer = await self._attempting.run(call, plan, decision, deadline, elsewhere=True, more=True)
             if isinstance(answer, HostAnswer):
                 self._learn(key, self._clock.now_s() - started_s)
             return answer
-        first = asyncio.ensure_future(self._attempting.run(call, plan, decision, deadline, may_leave=may_leave))
+        first = asyncio.ensure_future(self._attempting.run(call, plan, decision, deadline, elsewhere=True, more=True))
         timer = asyncio.ensure_future(self._clock.sleep(delay_s))
         running: set[asyncio.Future[HostAnswer | AttemptFailed]] = {first}
         try:
@@ -89,7 +87,7 @@ class Hedging:
             if not first.done() and (other := self._second(decision, budget, replan, [*tried, plan.record.host_id])):
                 decision.racing = True
                 second = asyncio.ensure_future(
-                    self._attempting.run(call, other, decision, deadline, may_leave=may_leave, hedge=True)
+                    self._attempting.run(call, other, decision, deadline, elsewhere=True, hedge=True)
                 )
                 running.add(second)
                 return await self._race(first, second, (plan, other), decision, tried)

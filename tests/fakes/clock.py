@@ -29,19 +29,19 @@ class SteppedClock:
         self._sleepers.append((self._now_s + duration_s, woken))
         await woken
 
-    async def advance(self, duration_s: float) -> None:
-        """Move, wake who is due, and let everybody run until nobody has anything to do."""
-        await settle()
+    async def advance(self, duration_s: float, *, turns: int = 100) -> None:
+        """Move, wake who is due, and let everybody run until nobody has anything to do, for so many turns at most."""
+        await settle(turns)
         self._now_s += duration_s
         due = [woken for at_s, woken in self._sleepers if at_s <= self._now_s]
         self._sleepers = [(at_s, woken) for at_s, woken in self._sleepers if at_s > self._now_s]
         for woken in due:
             if not woken.done():
                 woken.set_result(None)
-        await settle()
+        await settle(turns)
 
 
-async def settle() -> None:
+async def settle(turns: int = 100) -> None:
     """Let every task run that can."""
-    for _ in range(100):
+    for _ in range(turns):
         await asyncio.sleep(0)

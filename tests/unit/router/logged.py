@@ -20,7 +20,15 @@ from services.domain.request import InferCall, Preference, RouteOptions
 from services.domain.rng import KeyedRng
 from services.domain.service_class import OPEN, ServiceClass
 from services.domain.strategies import Fallback, HashKey, RouteName, Shadow, Split, SplitTarget
-from services.domain.tenancy import Balancing, BalancingStrategy, SessionAffinity, Tier, ZoneSpill
+from services.domain.tenancy import (
+    Balancing,
+    BalancingStrategy,
+    HedgeRules,
+    Protection,
+    SessionAffinity,
+    Tier,
+    ZoneSpill,
+)
 from services.policy.keeping import Kept
 from services.router.attempting import AttemptFailed, HostAnswer
 from services.router.cache import AnswerCache, Entry
@@ -113,8 +121,10 @@ def objects_of(generation: int) -> list[Object]:
     return [
         *(replace(a_model(model), latency_slo_s=0.02, deterministic=True) for model in MODELS),
         *versions,
-        Policy(Metadata("default"), TIERS, default_tier="silver"),
+        Policy(Metadata("default"), TIERS, default_tier="silver", hedge=HedgeRules(True, 0.5)),
+        Policy(Metadata("bare"), TIERS, protection=Protection(False, generation % 2 == 0, True, False)),
         Tenant(Metadata("acme"), policy="default", tier="silver"),
+        Tenant(Metadata("bold"), policy="bare", tier="bulk"),
         Route(Metadata("pick"), Choose(tuple(map(RouteTarget, MODELS)), latency_weight=1.0 + generation)),
         Route(Metadata("one"), Single(RouteTarget("small"))),
         Route(
@@ -224,19 +234,23 @@ class LoggedWorld:
                 min_quality=chance.choice((None, None, 0.55)),
                 prefer=chance.choice(list(Preference)),
                 zone=chance.choice(("", "", "b")),
-                tenant=chance.choice(("", "acme")),
-                tier=chance.choice(("", "silver", "bulk")),
+                tenant=(tenant := chance.choice(("", "acme", "bold"))),
+                tier=chance.choice(("", "bulk") if tenant == "bold" else ("", "silver", "bulk")),
+                idempotent=chance.random() < 0.9,
+                hedge=chance.random() < 0.9,
                 session=f"s{chance.randrange(9)}",
             )
         name = chance.choice(self.names)
         call = a_call(name, request_id=f"r{number}", options=options, timeout_s=chance.choice((None, 0.05)))
         return call._replace(payload=Payload(b""))
 
-    async def run(self, count: int, *, at_once: int = 20) -> None:
-        """Run calls, some at a time; the fleet and the revision change now and then."""
+    async def run(self, count: int, *, at_once: int = 20, pause_s: float = 0.0) -> None:
+        """Run calls, some at a time, with a pause after each few; the fleet and the revision change now and then."""
         for start in range(0, count, at_once):
             calls = [self.call(number) for number in range(start, min(count, start + at_once))]
             await asyncio.gather(*map(self._ask, calls))
+            self.clock.advance(pause_s)
+            self.pipeline.watch.step()
             if self.chance.random() < 0.01:
                 self.move()
             if self.chance.random() < 0.002:

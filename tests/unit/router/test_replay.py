@@ -13,7 +13,7 @@ from services.chassis.delimited import framed
 from services.chassis.object_codec import object_to
 from services.domain.objects import Metadata, Tenant
 from services.domain.tenancy import RateLimit
-from services.policy import balancing, choosing
+from services.policy import balancing, choosing, circuit
 from services.policy.scoring import VersionState
 from services.router import replay, replaying
 from services.router.destination import Option
@@ -72,6 +72,29 @@ async def test_an_answer_that_a_route_could_not_have_kept_is_found(tmp_path: Pat
 
     assert found.first is not None
     assert [field.path for field in found.first.fields] == ["cache"]
+
+
+async def test_what_speaks_against_hosts_and_who_is_let_through_are_replayed(tmp_path: Path) -> None:
+    world = LoggedWorld(tmp_path, hosts=9)
+
+    await world.run(3000, pause_s=0.5)
+
+    choices = [entry.choice for entry in world.entries() if entry.HasField("choice")]
+    states = [state for choice in choices for state in choice.states]
+    assert any(state.hold_s > 5.0 for state in states)
+    assert any(state.probing or state.host_probing for state in states)
+    assert any(state.ejected_for_s for state in states)
+    assert any(attempt.status == "CANCELLED" for entry in world.entries() for attempt in entry.outcome.attempts)
+    assert world.replay().first is None
+
+
+async def test_another_time_to_a_probe_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = LoggedWorld(tmp_path, hosts=9)
+    await world.run(1000, pause_s=0.5)
+
+    monkeypatch.setattr(circuit, "FADE_HOLDS", 3.0)
+
+    assert world.replay().differences > 0
 
 
 @pytest.mark.alone

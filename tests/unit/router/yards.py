@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from services.chassis.shared_counts import LocalCounts
 from services.domain.caching import CacheStatus
-from services.domain.clock import ManualClock
+from services.domain.clock import Clock, ManualClock
 from services.domain.errors import YardError
 from services.domain.host import HostRecord
 from services.domain.model import TensorMeta
@@ -14,6 +14,7 @@ from services.domain.request import InferCall, RouteOptions
 from services.domain.rng import KeyedRng
 from services.policy.ejection import Reason
 from services.policy.keeping import Kept
+from services.router.attempting import Hosts
 from services.router.cache import AnswerCache, Entry
 from services.router.canonical import Canonical
 from services.router.composing import Composer
@@ -159,18 +160,20 @@ class World:
         most_in_flight: int = 100,
         routers: int = 1,
         clock: ManualClock | None = None,
+        over: tuple[Hosts, Clock] | None = None,
     ) -> None:
-        """Route over `hosts`."""
+        """Route over `hosts`; which are carried out by `over`, if that is given, and on its clock."""
         self.clock = clock or ManualClock()
         self.hosts = FakeHosts(self.clock)
+        answering, passing = over or (self.hosts, self.clock)
         self.catalog = FixedCatalog(a_snapshot(objects, hosts))
         self.notes = Notes()
         self.kept: Kept[bytes, Entry] = Kept(1 << 20)
         self.pipeline = Pipeline(
             catalog=self.catalog,
-            hosts=self.hosts,
+            hosts=answering,
             feedback=self.notes,
-            clock=self.clock,
+            clock=passing,
             rng=KeyedRng(0),
             fleet=Fleet(routers=1, zone=zone, zone_way_s=0.002),
             limits=Limits(most_in_flight=most_in_flight, reserve_s=0.005, retry_share=1.0, routers=routers),
