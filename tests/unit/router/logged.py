@@ -75,7 +75,7 @@ class RandomHosts:
     ) -> HostAnswer:
         """Answer or fail."""
         chance = self._chance
-        for _ in range(chance.randrange(4)):
+        for _ in range(chance.randrange(4) if chance.random() < 0.9 else 12):
             await asyncio.sleep(0)
         self._clock.advance(chance.random() * 0.003)
         self._sequence += 1
