@@ -120,6 +120,17 @@ def _versions(found: Iterable[inference_pb2.Candidate], chosen: inference_pb2.De
     return made
 
 
+def _standing(host: inference_pb2.HostScore, *, chosen: bool) -> Text:
+    """Whether it was chosen, and what speaks against it."""
+    said = Text("chosen" if chosen else "", style="green")
+    if host.trouble:
+        state = inference_pb2.CircuitState.Name(host.circuit).removeprefix("CIRCUIT_STATE_").lower().replace("_", " ")
+        said.append(" " if chosen else "").append(
+            f"{'ejected' if host.ejected else state}: {host.trouble}", style="red"
+        )
+    return said
+
+
 def _hosts(found: Iterable[inference_pb2.Candidate], chosen: inference_pb2.Decision) -> Table:
     made = _table("host", "predicted", "ahead", "penalty", right=True)
     made.add_column("ZONE", header_style="bold")
@@ -135,7 +146,7 @@ def _hosts(found: Iterable[inference_pb2.Candidate], chosen: inference_pb2.Decis
                 Text(str(host.backlog)),
                 Text(f"+{span_of_time(penalty_s)}", style="red") if penalty_s else Text("-"),
                 Text(host.zone or "-"),
-                Text("chosen", style="green") if _is(each, chosen) and host.host == chosen.host else Text(""),
+                _standing(host, chosen=_is(each, chosen) and host.host == chosen.host),
             )
         if len(soonest) > HOSTS_SHOWN:
             made.add_row(Text(f"  and {len(soonest) - HOSTS_SHOWN} more", style="dim"))

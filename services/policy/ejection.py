@@ -31,6 +31,9 @@ RATE_REQUESTS = 100
 RATE_DEVIATIONS = 1.9
 """Standard deviations below the mean from which a success rate is an outlier's."""
 
+RATE_GAP = 0.02
+"""And at least so far below it: where next to nothing fails, a deviation is next to nothing too (A50 has no such bound)."""
+
 FAILURE_SHARE = 0.85
 FAILURE_REQUESTS = 50
 """Share of failures, of at least so many requests, that is too much whatever the others do."""
@@ -81,7 +84,7 @@ def by_rates(hosts: Sequence[HostState], now_s: float) -> list[Ejected]:
     }
     if len(rates) >= RATE_HOSTS:
         mean = statistics.fmean(rates.values())
-        least = mean - RATE_DEVIATIONS * statistics.pstdev(rates.values())
+        least = mean - max(RATE_GAP, RATE_DEVIATIONS * statistics.pstdev(rates.values()))
         for host, rate in rates.items():
             if rate < least:
                 why = f"{rate:.1%} of its calls succeed, {mean:.1%} among its peers"

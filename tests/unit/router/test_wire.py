@@ -12,6 +12,7 @@ from services.domain.errors import HostUnavailable, InvalidRequest
 from services.domain.model import TensorMeta
 from services.domain.request import InferCall, Preference, RouteOptions
 from services.policy.admission import DeadlineSource
+from services.policy.circuit import CircuitState
 from services.policy.scoring import HostScore
 from services.router import decision_wire, wire
 from services.router.decision import Attempt, CandidateView, Decision, Stages
@@ -284,6 +285,7 @@ def test_a_decision_is_told_completely() -> None:
         ("h0", "UNAVAILABLE", "gone"),
         ("h1", "OK", ""),
     ]
+    assert not message.probe
     stages = message.stages
     parts = [stages.choose, stages.queue, stages.compute, stages.network, stages.total]
     assert [seconds_from(part) for part in parts] == pytest.approx([0.001, 0.002, 0.003, 0.004, 0.010])
@@ -292,6 +294,20 @@ def test_a_decision_is_told_completely() -> None:
 
 def test_a_refusal_of_a_dry_run_is_told() -> None:
     assert decision_wire.decision_to(replace(a_decision(), refusal="too many")).refusal == "too many"
+
+
+def test_a_race_and_a_probe_are_told() -> None:
+    decision = a_decision()
+    decision.attempts = [Attempt("h1", 0.25, None, hedge=True), Attempt("h0", 0.5, None, cancelled=True)]
+    decision.probe = True
+
+    message = decision_wire.decision_to(decision)
+
+    assert message.probe
+    assert [(made.host, made.status, made.hedge) for made in message.attempts] == [
+        ("h1", "OK", True),
+        ("h0", "CANCELLED", False),
+    ]
 
 
 def test_what_did_not_happen_is_absent() -> None:
@@ -309,7 +325,9 @@ def test_what_did_not_happen_is_absent() -> None:
 def test_candidates_are_told_with_their_hosts() -> None:
     decision = a_decision()
     decision.candidates = (
-        CandidateView(rated("small"), "", 0.5, 0.25, (HostScore("h1", "z", 0.25, 3, 5.0),)),
+        CandidateView(
+            rated("small"), "", 0.5, 0.25, (HostScore("h1", "z", 0.25, 3, 5.0, True, CircuitState.OPEN, "failed"),)
+        ),
         CandidateView(rated("large", quality=0.9), "too dear", 0.0, None, ()),
     )
 
@@ -317,6 +335,8 @@ def test_candidates_are_told_with_their_hosts() -> None:
 
     assert (small.model, small.score, small.hosts[0].host, small.hosts[0].backlog) == ("small", 0.5, "h1", 3)
     assert seconds_from(small.hosts[0].penalty) == 5.0
+    assert (small.hosts[0].ejected, small.hosts[0].circuit) == (True, pb.CIRCUIT_STATE_OPEN)
+    assert small.hosts[0].trouble == "failed"
     assert not small.HasField("quality")
     assert (large.filtered, large.quality) == ("too dear", 0.9)
     assert not large.HasField("predicted")
