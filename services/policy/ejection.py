@@ -32,7 +32,7 @@ RATE_DEVIATIONS = 1.9
 """Standard deviations below the mean from which a success rate is an outlier's."""
 
 RATE_GAP = 0.02
-"""And at least so far below it: where next to nothing fails, a deviation is next to nothing too (A50 has no such bound)."""
+"""And at least so far below it (A50 has no such bound): where next to nothing fails, deviations are as small."""
 
 FAILURE_SHARE = 0.85
 FAILURE_REQUESTS = 50
