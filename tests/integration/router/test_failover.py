@@ -126,6 +126,12 @@ async def test_a_frozen_host_is_left_alone_within_seconds(tmp_path: Path) -> Non
                 await load.more(500)
             finally:
                 made.hosts["host-0"].send(signal.SIGCONT)
+            load.hosts.clear()
+
+            async def back() -> bool:
+                return load.hosts["host-0"] > 0
+
+            await eventually(back, "host-0 taking calls again", 40.0)
 
     assert dict(load.failures) == {}
 
