@@ -5,7 +5,7 @@ is free: a call that was on a host in good standing when that host went away. A 
 once, with the calls it had, so those retries are bounded by what was in flight; every later call
 to it pays. So the loss of a host costs no caller an error, however little traffic there was to
 fill the budget, while at the failure of everything attempts stay near one per call. The same goes for
-calls that a host refuses because it drains or has just unloaded the version: it does so once.
+calls that a host refuses because it drains or has just unloaded the version: it does so once; and for probes.
 """
 
 import enum
@@ -103,7 +103,8 @@ class Attempted:
     """Attempts allowed, the first included."""
     idempotent: bool
     in_good_standing: bool
-    """The host went away, or refused a version that it had, and nothing spoke against it when the call was sent."""
+    """The host went away, or refused a version that it had, and nothing spoke against it when the call was sent; or the
+    attempt was a probe, of which each host gets one in a while."""
     pays: bool
     """Whether its policy lets first attempts pay for retries at all."""
     remaining_s: float
