@@ -3,6 +3,7 @@
 import typer
 
 from yardctl import (
+    feedback_commands,
     gate_commands,
     history_commands,
     host_commands,
@@ -29,4 +30,5 @@ host_commands.add_to(app)
 gate_commands.add_to(app)
 rollout_commands.add_to(app)
 infer_commands.add_to(app)
+feedback_commands.add_to(app)
 replay_commands.add_to(app)

@@ -1,6 +1,6 @@
 """How decisions look in a terminal: how an answer came about, and whom else it could have come from."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -35,6 +35,8 @@ def decision(found: inference_pb2.Decision) -> Table:
     row("reason", f"{found.reason} ({how})" if found.reason else how)
     if found.arm:
         row("part", f"{found.arm}, {100.0 * found.propensity:.4g} % of the calls")
+    elif found.HasField("propensity"):
+        row("chance", f"{100.0 * found.propensity:.4g} %" + (", tried to learn of it" if found.explored else ""))
     if found.degraded_reason:
         row("degraded", Text(found.degraded_reason, style="yellow"))
     if found.refusal:
@@ -103,7 +105,10 @@ def candidates(found: Sequence[inference_pb2.Candidate], chosen: inference_pb2.D
 
 
 def _versions(found: Iterable[inference_pb2.Candidate], chosen: inference_pb2.Decision, *, scored: bool) -> Table:
-    made = _table("candidate", *(("score",) if scored else ()), "quality", "cost", "predicted", right=True)
+    found = list(found)
+    learned = any(each.HasField("service_time") for each in found)
+    more = ("compute p95", "late", "seen") if learned else ()
+    made = _table("candidate", *(("score",) if scored else ()), "quality", "cost", "predicted", *more, right=True)
     made.add_column("")
     for each in found:
         if _is(each, chosen):
@@ -115,6 +120,7 @@ def _versions(found: Iterable[inference_pb2.Candidate], chosen: inference_pb2.De
             Text(f"{each.quality:.3f}" if each.HasField("quality") else "-"),
             Text(f"{each.cost_microusd} µ$"),
             Text(span_of_time(seconds(each.predicted)) if each.HasField("predicted") else "-"),
+            *(_learned(each) if learned else ()),
         ]
         made.add_row(Text(_name(each), style="bold"), *(cells if scored else cells[1:]), word)
     return made
@@ -129,6 +135,13 @@ def _standing(host: inference_pb2.HostScore, *, chosen: bool) -> Text:
             f"{'ejected' if host.ejected else state}: {host.trouble}", style="red"
         )
     return said
+
+
+def _learned(each: inference_pb2.Candidate) -> Iterator[Text]:
+    """What is known of its times and quality for such calls, and from how many answers and labels."""
+    yield Text(span_of_time(seconds(each.service_time_p95)) if each.HasField("service_time_p95") else "-")
+    yield Text(f"{each.late:.1%}" if each.HasField("late") else "-")
+    yield Text(f"{each.answers:.0f} answers, {each.labels:.0f} labels")
 
 
 def _hosts(found: Iterable[inference_pb2.Candidate], chosen: inference_pb2.Decision) -> Table:

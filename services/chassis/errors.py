@@ -25,6 +25,7 @@ STATUS_OF: dict[type[YardError], grpc.StatusCode] = {
     domain.BudgetExhausted: grpc.StatusCode.DEADLINE_EXCEEDED,
     domain.ModelNotFound: grpc.StatusCode.NOT_FOUND,
     domain.VersionNotFound: grpc.StatusCode.NOT_FOUND,
+    domain.CallNotFound: grpc.StatusCode.NOT_FOUND,
     domain.ObjectNotFound: grpc.StatusCode.NOT_FOUND,
     domain.RevisionNotFound: grpc.StatusCode.NOT_FOUND,
     domain.RevisionMoved: grpc.StatusCode.ABORTED,

@@ -198,6 +198,12 @@ ROUTER_DEGRADED = Counter(
     ["route"],
     registry=REGISTRY,
 )
+ROUTER_LABELS = Counter(
+    "modelyard_router_labels_total",
+    "Labels of answers: learned, kept for the decision log alone, repeated, or of a call that is unknown here.",
+    ["outcome"],
+    registry=REGISTRY,
+)
 ROUTER_COPIES = Counter(
     "modelyard_router_shadow_copies_total",
     "Copies of calls for a shadow: how its answer compares, that it failed, or the bound that kept it from being made.",

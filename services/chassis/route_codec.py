@@ -95,6 +95,7 @@ def _strategy_from(name: str, spec: objects_pb2.RouteSpec) -> strategies.Strateg
                 quality_weight=spec.choose.quality_weight or 1.0,
                 cost_weight=spec.choose.cost_weight or 0.001,
                 latency_weight=spec.choose.latency_weight or 1.0,
+                rules=tuple(_rule_from(rule) for rule in spec.choose.rules),
             )
         case "split":
             parts = tuple(
@@ -119,17 +120,40 @@ def _strategy_from(name: str, spec: objects_pb2.RouteSpec) -> strategies.Strateg
             )
 
 
+def _rule_from(rule: objects_pb2.CandidateRule) -> strategies.CandidateRule:
+    return strategies.CandidateRule(
+        rule.model,
+        dict(rule.labels),
+        tuple(rule.domains),
+        tuple(rule.complexities),
+        rule.min_elements,
+        rule.max_elements,
+    )
+
+
+def _rule_to(rule: strategies.CandidateRule) -> objects_pb2.CandidateRule:
+    return objects_pb2.CandidateRule(
+        model=rule.model,
+        labels=rule.labels,
+        domains=rule.domains,
+        complexities=rule.complexities,
+        min_elements=rule.min_elements,
+        max_elements=rule.max_elements,
+    )
+
+
 def _put_strategy(strategy: strategies.Strategy, spec: objects_pb2.RouteSpec) -> None:
     match strategy:
         case strategies.Single(target):
             spec.single.target.CopyFrom(_target_to(target))
-        case strategies.Choose(candidates, quality_weight, cost_weight, latency_weight):
+        case strategies.Choose(candidates, quality_weight, cost_weight, latency_weight, rules):
             spec.choose.CopyFrom(
                 objects_pb2.Choose(
                     candidates=[_target_to(target) for target in candidates],
                     quality_weight=quality_weight,
                     cost_weight=cost_weight,
                     latency_weight=latency_weight,
+                    rules=map(_rule_to, rules),
                 )
             )
         case strategies.Split(parts, hash_key):

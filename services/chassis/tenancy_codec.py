@@ -132,6 +132,7 @@ def _tier_from(tier: tenancy_pb2.Tier) -> tenancy.Tier:
         sheddable=tier.sheddable,
         preemption=_PREEMPTIONS_FROM.get(tier.preemption, tenancy.Preemption.LOWER_BANDS),
         quality_weight=tier.quality_weight if tier.HasField("quality_weight") else None,
+        exploration=tier.exploration,
     )
 
 
@@ -147,6 +148,7 @@ def _tier_to(tier: tenancy.Tier) -> tenancy_pb2.Tier:
         sheddable=tier.sheddable,
         preemption=_PREEMPTIONS[tier.preemption],
         quality_weight=tier.quality_weight,
+        exploration=tier.exploration or None,
     )
 
 

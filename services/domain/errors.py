@@ -97,6 +97,12 @@ class VersionNotFound(YardError):
     reason = "VERSION_NOT_FOUND"
 
 
+class CallNotFound(YardError):
+    """No such call is known to this process."""
+
+    reason = "CALL_NOT_FOUND"
+
+
 class ObjectNotFound(YardError):
     """The registry holds no such object."""
 

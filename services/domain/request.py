@@ -37,6 +37,16 @@ class RouteOptions:
     cache: CachePolicy = CachePolicy.DEFAULT
     hedge: bool = True
     """Whether a second host may be asked while the first is slow to answer."""
+    labels: tuple[tuple[str, str], ...] = ()
+    """Whom or what it is for, such as `language` and `de`; sorted by key."""
+    domain: str = ""
+    """What it is about; empty says nothing."""
+    complexity: str = ""
+    """How hard it is, as declared; empty has it measured."""
+
+
+NO_WISHES = RouteOptions()
+"""Of callers that say nothing."""
 
 
 class InferCall(NamedTuple):

@@ -10,6 +10,7 @@ from services.domain.objects import Route
 from services.domain.schemas import MAX_TENSORS, tensor_spec_faults
 from services.domain.strategies import (
     Callee,
+    CandidateRule,
     Cascade,
     Choose,
     Combine,
@@ -29,6 +30,8 @@ from services.domain.tenancy_validation import budget_faults, range_faults, wort
 from services.domain.texts import MAX_NAME_LENGTH, line_faults, name_faults, note_faults, shown, too_many
 
 MAX_NAMED = 64
+MAX_RULES = 64
+MAX_ALLOWED = 32
 """Most candidates, targets, steps or members of one route."""
 
 PERCENT_DECIMALS = 4
@@ -152,6 +155,33 @@ def _choose_faults(choose: Choose) -> list[Fault]:
         ("latency_weight", choose.latency_weight),
     ):
         faults += worth_faults(weight, f"route.choose.{path}")
+    return faults + _rules_faults(choose)
+
+
+def _rules_faults(choose: Choose) -> list[Fault]:
+    if len(choose.rules) > MAX_RULES:
+        return [too_many(len(choose.rules), MAX_RULES, "route.choose.rules")]
+    faults = []
+    models = {target.model for target in choose.candidates}
+    for index, rule in enumerate(choose.rules):
+        at = f"route.choose.rules[{index}]"
+        if rule.model not in models:
+            faults.append(Fault(f"{at}.model", f"{shown(rule.model)} is none of the candidates"))
+        if rule == CandidateRule(rule.model):
+            faults.append(Fault(at, "says nothing: without a rule a candidate takes every call"))
+        for name, texts in (("labels", rule.labels), ("domains", rule.domains), ("complexities", rule.complexities)):
+            if len(texts) > MAX_ALLOWED:
+                faults.append(too_many(len(texts), MAX_ALLOWED, f"{at}.{name}"))
+                continue
+            for text in texts:
+                faults += line_faults(text, f"{at}.{name}", needed=True)
+        for key, value in rule.labels.items():
+            faults += line_faults(value, f"{at}.labels[{key[:64]}]")
+        if rule.min_elements < 0:
+            faults.append(Fault(f"{at}.min_elements", f"{rule.min_elements} must not be negative"))
+        if rule.max_elements and rule.max_elements < max(1, rule.min_elements):
+            text = f"{rule.max_elements} must not be below min_elements, nor negative"
+            faults.append(Fault(f"{at}.max_elements", text))
     return faults
 
 

@@ -47,6 +47,20 @@ class Single:
 
 
 @dataclass(frozen=True, slots=True)
+class CandidateRule:
+    """Which calls a candidate is for; what is empty or 0 says nothing."""
+
+    model: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """All of them; an empty value is any."""
+    domains: tuple[str, ...] = ()
+    complexities: tuple[str, ...] = ()
+    min_elements: int = 0
+    """Of one row."""
+    max_elements: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Choose:
     """The candidate of highest utility, scored for each call."""
 
@@ -54,6 +68,7 @@ class Choose:
     quality_weight: float = 1.0
     cost_weight: float = 0.001
     latency_weight: float = 1.0
+    rules: tuple[CandidateRule, ...] = ()
 
 
 class HashKey(enum.Enum):

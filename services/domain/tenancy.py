@@ -28,6 +28,7 @@ class Tier:
     sheddable: bool = False
     preemption: Preemption = Preemption.LOWER_BANDS
     quality_weight: float | None = None
+    exploration: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from services.domain.texts import line_faults, name_faults, note_faults, shown, 
 MAX_TIERS = 32
 MAX_BAND = 8
 MAX_ATTEMPTS = 10
+MAX_EXPLORATION = 0.1
 MAX_RATE_PER_S = 1e9
 MAX_PERIOD_S = 366 * 86_400.0
 INTERVAL_S = (1.0, 60.0)
@@ -98,6 +99,10 @@ def _tier_faults(tier: Tier, at: str) -> list[Fault]:
         faults.append(Fault(f"{at}.max_in_flight", f"{tier.max_in_flight} must not be negative"))
     if tier.quality_weight is not None:
         faults += worth_faults(tier.quality_weight, f"{at}.quality_weight")
+    faults += range_faults(tier.exploration, f"{at}.exploration", 0, MAX_EXPLORATION)
+    if tier.exploration > 0.0 and tier.priority_band == 1:
+        text = "calls of band 1 get the best candidate always: leave it out, or try a shadow route"
+        faults.append(Fault(f"{at}.exploration", text))
     for name, timeout_s in (("default_timeout", tier.default_timeout_s), ("max_timeout", tier.max_timeout_s)):
         if timeout_s is not None and timeout_s <= 0:
             faults.append(Fault(f"{at}.{name}", f"{timeout_s} s must be positive"))

@@ -46,12 +46,12 @@ class Pick(NamedTuple):
 
 
 class Draw:
-    """64 random bits of one attempt, drawn when they are first needed: where there is no choice they are not."""
+    """The chance of one attempt, drawn when it is first needed: where there is no choice it is not."""
 
     __slots__ = ("_bits", "_make", "number")
 
-    def __init__(self, make: Callable[[], int], number: int = 1) -> None:
-        """Draw by `make`; for the attempt of that number."""
+    def __init__(self, make: Callable[[str], int], number: int = 1) -> None:
+        """Draw 64 bits for a purpose by `make`; for the attempt of that number."""
         self._make = make
         self._bits: int | None = None
         self.number = number
@@ -63,10 +63,15 @@ class Draw:
 
     @property
     def bits(self) -> int:
-        """The same each time."""
+        """Those that hosts are drawn by; the same each time."""
         if self._bits is None:
-            self._bits = self._make()
+            self._bits = self._make("host")
         return self._bits
+
+    @property
+    def chance(self) -> float:
+        """That of trying another candidate, in [0, 1)."""
+        return (self._make("explore") >> 11) * 2.0**-53
 
 
 def pick(

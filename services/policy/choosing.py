@@ -10,10 +10,13 @@ from typing import NamedTuple
 
 from services.domain.objects import Choose, ModelVersion, Single
 from services.domain.request import Preference, RouteOptions
+from services.policy.learning import LATE_SPREAD, Expected
 
-LATE_SPREAD = 0.5
-"""Standard deviation of the logarithm of (time taken / time predicted): one call in six takes 1.65 times the
-prediction or more. A wide guess; it decides only between candidates that are both close to the limit."""
+LEAST_SPREAD = 0.05
+"""However even the times of a version were: predictions are no better than that."""
+
+
+_ROOT_TWO = math.sqrt(2.0)
 
 
 class Prospect(NamedTuple):
@@ -26,6 +29,24 @@ class Prospect(NamedTuple):
     """Seconds to the answer on its best host."""
     limit_s: float = math.inf
     """Seconds after which the answer is too late: what is left of the deadline, or the model's own promise."""
+    expected: Expected | None = None
+    """What was learned of it for calls like this one; None leaves what the registry says."""
+
+    @property
+    def quality(self) -> float | None:
+        """Expected, in [0, 1]; None if nothing is known of it."""
+        return self.version.quality if self.expected is None else self.expected.quality
+
+    @property
+    def cost_microusd(self) -> float:
+        """Expected price."""
+        return self.version.cost_microusd if self.expected is None else self.expected.cost_microusd
+
+    @property
+    def late(self) -> float:
+        """Chance that its answer comes too late."""
+        spread = LATE_SPREAD if self.expected is None else self.expected.spread
+        return late_probability(self.predicted_s, self.limit_s, spread)
 
 
 Rank = tuple[float, float, float]
@@ -40,6 +61,10 @@ class Choice:
     reason: str
     scores: tuple[float, ...]
     """Utility of each prospect; 0 for the filtered ones, and for all of them where nothing was scored."""
+    propensities: tuple[float, ...] = ()
+    """Chance of each prospect; empty where there was none but the best."""
+    explored: bool = False
+    """It is another one than the best, by chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,36 +72,52 @@ class NothingFits:
     """Every prospect was filtered out, each for its own reason."""
 
 
-def wish_unmet(version: ModelVersion, options: RouteOptions) -> str:
-    """Why the caller's wishes leave `version` out; empty if they do not."""
+def wish_unmet(version: ModelVersion, options: RouteOptions, expected: Expected | None = None) -> str:
+    """Why the caller's wishes leave `version` out, by what is expected of it; empty if they do not."""
     most = options.max_cost_microusd
-    if most is not None and version.cost_microusd > most:
-        return f"costs {version.cost_microusd} µUSD, over the {most} allowed"
+    if most is not None:
+        cost = version.cost_microusd if expected is None else expected.cost_microusd
+        if cost > most:
+            return f"costs {_price(cost)}, over the {most} allowed"
     least = options.min_quality
     if least is not None:
-        if version.quality is None:
+        quality = version.quality if expected is None else expected.quality
+        if quality is None:
             return f"its quality was not measured, and at least {least:g} is asked for"
-        if version.quality < least:
-            return f"quality {version.quality:g} is below the {least:g} asked for"
+        if quality < least:
+            return f"quality {quality:.4g} is below the {least:g} asked for"
     return ""
 
 
-def late_probability(predicted_s: float, limit_s: float) -> float:
-    """Chance that an answer predicted for `predicted_s` comes after `limit_s`."""
+def late_probability(predicted_s: float, limit_s: float, spread: float = LATE_SPREAD) -> float:
+    """Chance that an answer predicted for `predicted_s` comes after `limit_s`.
+
+    Args:
+        predicted_s: Seconds, the queue included.
+        limit_s: Seconds.
+        spread: Standard deviation of the logarithm of (time taken / time predicted).
+    """
     if limit_s <= 0.0:
         return 1.0
     if predicted_s <= 0.0 or limit_s > 100.0 * predicted_s:
         return 0.0
-    return 0.5 * math.erfc(math.log(limit_s / predicted_s) / (LATE_SPREAD * math.sqrt(2.0)))
+    ratio = math.log(limit_s / predicted_s)
+    # A version that always takes the same time has no spread.
+    return 0.5 * math.erfc(ratio / (max(spread, LEAST_SPREAD) * _ROOT_TWO))
 
 
 def utility(strategy: Choose, prospect: Prospect) -> float:
     """Worth of a prospect: `v * quality - lambda * cost - mu * P(too late)`; an unmeasured quality is worth nothing."""
-    version = prospect.version
+    expected = prospect.expected
+    quality, cost, spread = (
+        (prospect.version.quality, prospect.version.cost_microusd, LATE_SPREAD)
+        if expected is None
+        else (expected.quality, expected.cost_microusd, expected.spread)
+    )
     return (
-        strategy.quality_weight * (version.quality or 0.0)
-        - strategy.cost_weight * version.cost_microusd
-        - strategy.latency_weight * late_probability(prospect.predicted_s, prospect.limit_s)
+        strategy.quality_weight * (quality or 0.0)
+        - strategy.cost_weight * cost
+        - strategy.latency_weight * late_probability(prospect.predicted_s, prospect.limit_s, spread)
     )
 
 
@@ -140,13 +181,13 @@ def rank(prefer: Preference, prospect: Prospect, score: float) -> Rank:
     if prefer is Preference.LATENCY:
         return (-prospect.predicted_s, score, 0.0)
     if prefer is Preference.COST:
-        return (-float(prospect.version.cost_microusd), score, -prospect.predicted_s)
-    return (prospect.version.quality or 0.0, score, -prospect.predicted_s)
+        return (-prospect.cost_microusd, score, -prospect.predicted_s)
+    return (prospect.quality or 0.0, score, -prospect.predicted_s)
 
 
-def ceiling(strategy: Choose, version: ModelVersion, prefer: Preference) -> Rank:
+def ceiling(strategy: Choose, version: ModelVersion, expected: Expected, prefer: Preference) -> Rank:
     """The rank of `version` if it answered at once; no prospect of it ranks higher, rounding included."""
-    best = Prospect(version, predicted_s=0.0)
+    best = Prospect(version, predicted_s=0.0, expected=expected)
     return rank(prefer, best, utility(strategy, best))
 
 
@@ -157,12 +198,15 @@ def _reason(prefer: Preference, chosen: Prospect, score: float, open_count: int,
         case Preference.LATENCY:
             return f"soonest of {open_count}: {chosen.predicted_s * 1e3:.3g} ms predicted"
         case Preference.COST:
-            return f"cheapest of {open_count}: {chosen.version.cost_microusd} µUSD"
+            return f"cheapest of {open_count}: {_price(chosen.cost_microusd)}"
         case Preference.QUALITY:
-            return f"best of {open_count}: quality {chosen.version.quality or 0.0:g}"
+            return f"best of {open_count}: quality {chosen.quality or 0.0:.4g}"
         case Preference.BALANCED:
-            late = late_probability(chosen.predicted_s, chosen.limit_s)
             return (
-                f"highest utility of {open_count}, {score:.4g}: quality {chosen.version.quality or 0.0:g}, "
-                f"{chosen.version.cost_microusd} µUSD, {late:.0%} too late"
+                f"highest utility of {open_count}, {score:.4g}: quality {chosen.quality or 0.0:.4g}, "
+                f"{_price(chosen.cost_microusd)}, {chosen.late:.0%} too late"
             )
+
+
+def _price(microusd: float) -> str:
+    return f"{round(microusd, 2):.12g} µUSD"

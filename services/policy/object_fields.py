@@ -184,6 +184,7 @@ def _policy_fields(policy: Policy) -> Iterator[tuple[str, Leaf]]:
         yield f"{at}.sheddable", tier.sheddable
         yield f"{at}.preemption", tier.preemption.value
         yield f"{at}.quality_weight", tier.quality_weight
+        yield f"{at}.exploration", tier.exploration
     yield "policy.default_tier", or_none(policy.default_tier)
     yield "policy.retry.max_attempts", policy.retry.max_attempts
     yield "policy.retry.budget_share", policy.retry.budget_share

@@ -6,15 +6,16 @@ the next one's ceiling ends the search, and the choice is the one that looking a
 bound (Land and Doig 1960) with a bound that does not change from call to call.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 from services.domain.objects import Choose, ModelVersion
 from services.domain.request import Preference
 from services.policy.choosing import Rank, ceiling
+from services.policy.learning import Expected
 
-KEPT = 16
-"""Most orders that are kept of one set of candidates: there are four preferences, and weights change seldom."""
+KEPT = 256
+"""Most shortlists that are kept of one set of candidates: one for each kind of call, preference and set of weights."""
 
 
 class Place(NamedTuple):
@@ -26,43 +27,54 @@ class Place(NamedTuple):
     """Its place in the route's order."""
 
 
-class Candidate(Protocol):
-    """What may be chosen."""
+class Shortlist(NamedTuple):
+    """The order in which candidates are looked at."""
 
-    @property
-    def version(self) -> ModelVersion:
-        """The version that would answer."""
-        ...
+    places: Sequence[Place]
+    """Highest ceiling first."""
+    learned: bool
+    """Whether labels had a say in it, and not the registry alone."""
+
+
+def shortlist(
+    strategy: Choose, versions: Sequence[ModelVersion], expectations: Sequence[Expected], prefer: Preference
+) -> Shortlist:
+    """The order for calls of one kind.
+
+    Args:
+        strategy: The route's weights; lateness costs nothing or more.
+        versions: The candidates, in the route's order.
+        expectations: What is expected of each for such a call.
+        prefer: What the caller values most.
+    """
+    places = [
+        Place(ceiling(strategy, version, expected, prefer), at)
+        for at, (version, expected) in enumerate(zip(versions, expectations, strict=True))
+    ]
+    places.sort(key=lambda place: place.ceiling, reverse=True)
+    return Shortlist(places, any(expected.labelled for expected in expectations))
 
 
 class Shortlists:
-    """The orders in which one set of candidates is looked at; what they are worth at most seldom changes."""
+    """Those of one set of candidates, kept; they change only with labels, weights and the candidates themselves."""
 
     __slots__ = ("_kept",)
 
     def __init__(self) -> None:
         """None yet."""
-        self._kept: dict[tuple[float, float, Preference], Sequence[Place]] = {}
+        self._kept: dict[Hashable, Shortlist] = {}
 
     @property
     def kept(self) -> int:
-        """How many orders are kept."""
+        """How many there are."""
         return len(self._kept)
 
-    def of(self, strategy: Choose, candidates: Iterable[Candidate], prefer: Preference) -> Sequence[Place]:
-        """The order for calls with this preference, highest ceiling first.
+    def get(self, key: Hashable) -> Shortlist | None:
+        """The one for calls that are alike in `key`; None if there is none."""
+        return self._kept.get(key)
 
-        Args:
-            strategy: The route's; lateness costs nothing or more.
-            candidates: Always the same ones, in the route's order.
-            prefer: What the caller values most.
-        """
-        key = (strategy.quality_weight, strategy.cost_weight, prefer)
-        kept = self._kept.get(key)
-        if kept is None:
-            places = [Place(ceiling(strategy, each.version, prefer), at) for at, each in enumerate(candidates)]
-            places.sort(key=lambda place: place.ceiling, reverse=True)
-            if len(self._kept) >= KEPT:
-                self._kept.clear()
-            kept = self._kept[key] = places
-        return kept
+    def put(self, key: Hashable, made: Shortlist) -> None:
+        """Keep one."""
+        if len(self._kept) >= KEPT:
+            self._kept.clear()
+        self._kept[key] = made

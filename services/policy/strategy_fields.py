@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from services.domain.strategies import (
     Callee,
+    CandidateRule,
     Cascade,
     Choose,
     Ensemble,
@@ -37,12 +38,14 @@ def strategy_fields(strategy: Strategy) -> Iterator[tuple[str, Leaf]]:
     match strategy:
         case Single(target):
             yield from _target_fields("route.single.target", target)
-        case Choose(candidates, quality_weight, cost_weight, latency_weight):
+        case Choose(candidates, quality_weight, cost_weight, latency_weight, rules):
             for index, target in enumerate(candidates):
                 yield from _target_fields(f"route.choose.candidates[{index}]", target)
             yield "route.choose.quality_weight", quality_weight
             yield "route.choose.cost_weight", cost_weight
             yield "route.choose.latency_weight", latency_weight
+            for index, rule in enumerate(rules):
+                yield from _rule_fields(f"route.choose.rules[{index}]", rule)
         case Split(parts, hash_key):
             for index, part in enumerate(parts):
                 yield from _target_fields(f"route.split.targets[{index}].target", part.target)
@@ -77,6 +80,17 @@ def strategy_fields(strategy: Strategy) -> Iterator[tuple[str, Leaf]]:
                 yield from _callee_fields(f"{at}.call", stage.call)
                 yield from _source_fields(f"{at}.inputs", stage.inputs)
             yield from _source_fields("route.pipeline.outputs", outputs)
+
+
+def _rule_fields(path: str, rule: CandidateRule) -> Iterator[tuple[str, Leaf]]:
+    yield f"{path}.model", rule.model
+    for key, value in sorted(rule.labels.items()):
+        yield f"{path}.labels[{key}]", value
+    for name, texts in (("domains", rule.domains), ("complexities", rule.complexities)):
+        for index, text in enumerate(texts):
+            yield f"{path}.{name}[{index}]", text
+    yield f"{path}.min_elements", rule.min_elements
+    yield f"{path}.max_elements", rule.max_elements
 
 
 def _target_fields(path: str, target: RouteTarget) -> Iterator[tuple[str, Leaf]]:

@@ -13,6 +13,7 @@ from services.domain.request import InferCall
 from services.domain.rng import KeyedRng
 from services.policy import retrying
 from services.policy.balancing import Draw
+from services.policy.learning import Tables
 from services.router.attempting import AttemptFailed, Attempting, HostAnswer, final
 from services.router.decision import Decision
 from services.router.destination import Destination
@@ -35,16 +36,18 @@ class Asking:
         catalog: Catalog,
         book: HostBook,
         planner: Planner,
+        tables: Tables,
         attempting: Attempting,
         feedback: Feedback,
         clock: Clock,
         rng: KeyedRng,
         share: float,
     ) -> None:
-        """Plan by `planner`, attempt by `attempting`; `share` is this process's part of each retry budget."""
+        """Plan by `planner`, attempt by `attempting`, teach `tables`; `share` is this process's part of each budget."""
         self._catalog = catalog
         self._book = book
         self._planner = planner
+        self._tables = tables
         self._attempting = attempting
         self._hedging = Hedging(attempting, feedback, clock)
         self._feedback = feedback
@@ -129,6 +132,8 @@ class Asking:
             else:
                 answer = await self._attempting.run(call, plan, decision, deadline, elsewhere=elsewhere, more=more)
             if isinstance(answer, HostAnswer):
+                if plan.expected is not None:
+                    self._tables.answered(plan.option.key, plan.expected.kind, answer.compute_s)
                 return answer.payload
             tried.append(plan.record.host_id)
             if answer.begun:
@@ -260,4 +265,4 @@ class Asking:
         return budget
 
     def _draw(self, call: InferCall, number: int) -> Draw:
-        return Draw(lambda: self._rng.bits(draw_key(call), f"host/{number}"), number)
+        return Draw(lambda purpose: self._rng.bits(draw_key(call), f"{purpose}/{number}"), number)

@@ -8,11 +8,19 @@ _SERVICES = Path(__file__).resolve().parents[1]
 _DECIDING = (
     "domain/*.py",
     "policy/*.py",
-    "router/destination.py",
-    "router/host_picking.py",
-    "router/planning.py",
-    "router/snapshot.py",
-    "router/unanswerable.py",
+    *(
+        f"router/{name}.py"
+        for name in (
+            "destination",
+            "expecting",
+            "host_picking",
+            "looking",
+            "planning",
+            "settling",
+            "snapshot",
+            "unanswerable",
+        )
+    ),
 )
 
 

@@ -10,6 +10,7 @@ from services.domain.objects import ModelVersion
 from services.domain.rules import NO_RULES, Rules
 from services.domain.service_class import ServiceClass
 from services.policy.admission import DeadlineSource
+from services.policy.learning import Expected
 from services.policy.scoring import HostScore
 
 if TYPE_CHECKING:
@@ -37,6 +38,12 @@ class CandidateView:
     score: float
     predicted_s: float | None
     hosts: tuple[HostScore, ...]
+    expected: Expected | None = None
+    """What is expected of it for such a call; None where nothing had to be."""
+    late: float | None = None
+    """Chance that its answer would come too late; None where nothing was compared."""
+    propensity: float | None = None
+    """Chance that it is chosen; None where that is the best in any case."""
 
 
 @dataclass(slots=True)
@@ -100,6 +107,8 @@ class Told:
 
     arm: str = ""
     propensity: float | None = None
+    explored: bool = False
+    """Another version than the best was tried, by chance."""
     degraded_reason: str = ""
     steps: list[StepView] = field(default_factory=list)
     cost_microusd: int | None = None
@@ -145,6 +154,8 @@ class Decision:
     """While more than one attempt is under way."""
     record: "Record | None" = None
     """What is written down of it; None if nothing is."""
+    expected: Expected | None = None
+    """What was expected of the version for such a call; None where nothing had to be of any."""
 
     @property
     def service_class(self) -> ServiceClass:
@@ -200,11 +211,13 @@ class Decision:
         """Let what answered `leg` be what answers this."""
         self.version, self.host, self.reason = leg.version, leg.host, leg.reason
         self.batch_size, self.cached, self.probe = leg.batch_size, leg.cached, leg.probe
+        self.expected = leg.expected
         stages, own = leg.stages, self.stages
         own.queue_s, own.compute_s, own.network_s = stages.queue_s, stages.compute_s, stages.network_s
         if leg.told is not None:
             told = self.telling
             told.arm, told.propensity = leg.told.arm, leg.told.propensity
+            told.explored = leg.told.explored
             told.degraded_reason = told.degraded_reason or leg.told.degraded_reason
             told.begun = told.begun or leg.told.begun
             told.answerable = told.answerable or leg.told.answerable

@@ -8,7 +8,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Collection
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from services.chassis.telemetry import logger
 from services.domain.clock import Clock
@@ -19,6 +19,7 @@ from services.domain.rules import NO_RULES, Rules
 from services.policy.balancing import Draw
 from services.router.decision import Decision
 from services.router.destination import Destination
+from services.router.labelling import Labelled
 from services.router.log_entries import Begun, Chosen, Ended, Entries, profile_of
 from services.router.log_files import LogFiles
 from services.router.log_states import take
@@ -36,6 +37,10 @@ TOGETHER = 16
 
 _SAMPLING = KeyedRng(0)
 """The same on every router, whatever its seed: all of them log a call, or none does."""
+
+
+Item: TypeAlias = Chosen | Ended | tuple[Labelled, float]
+"""What is written; a label with the time at which it came."""
 
 
 class Counter(Protocol):
@@ -82,7 +87,7 @@ class DecisionLog:
         self._written = written
         self._dropped = dropped
         self._most = queued
-        self._queue: deque[Chosen | Ended] = deque()
+        self._queue: deque[Item] = deque()
         self._sequence = 0
         self._missing = 0
         self._told = 0
@@ -134,7 +139,12 @@ class DecisionLog:
         )
         return CallRecord(self, begun, snapshot, planner)
 
-    def put(self, item: Chosen | Ended) -> None:
+    def label(self, labelled: Labelled, now_s: float) -> None:
+        """As `labelling.LabelLog.label`."""
+        if self._ratio >= 1.0 or _SAMPLING.unit(labelled.label.request_id, "decision log") < self._ratio:
+            self.put((labelled, now_s))
+
+    def put(self, item: Item) -> None:
         """Have it written, unless too much waits."""
         if len(self._queue) >= self._most:
             self._missing += 1
@@ -153,7 +163,7 @@ class DecisionLog:
             self._wake.wait(REST_S)
             self.write()
 
-    def _write(self, batch: list[Chosen | Ended]) -> None:
+    def _write(self, batch: list[Item]) -> None:
         now_s = self._clock.now_s()
         if self._files.full(now_s):
             wall_s = self._clock.wall_s()
@@ -164,7 +174,7 @@ class DecisionLog:
             parts.append(self._entries.gap(missing - self._told))
             self._told = missing
         entries = self._entries
-        parts += [entries.chosen(item) if isinstance(item, Chosen) else entries.ended(item) for item in batch]
+        parts += [_entry_of(item, entries) for item in batch]
         self._files.write(b"".join(parts))
         self._written.inc(len(batch))
         self._complained = False
@@ -183,6 +193,16 @@ class DecisionLog:
                 self._complained = True
                 expected = isinstance(error, OSError)
                 logger().error("decisions are not logged", why=str(error), exc_info=None if expected else error)
+
+
+def _entry_of(item: Item, entries: Entries) -> bytes:
+    match item:
+        case Chosen():
+            return entries.chosen(item)
+        case Ended():
+            return entries.ended(item)
+        case (labelled, now_s):
+            return entries.labelled(labelled, now_s)
 
 
 class CallRecord:

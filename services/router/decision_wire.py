@@ -146,6 +146,11 @@ def encode_decision(decision: Decision) -> bytes:
     if (cached := decision.cached) is not None:
         age = None if cached.age_s is None else duration_to(cached.age_s)
         parts.append(pb.Decision(cache=CACHED[cached.status], cache_age=age).SerializeToString())
+    if (expected := decision.expected) is not None:
+        kind = expected.kind
+        parts.append(
+            pb.Decision(quality=expected.quality, domain=kind.domain, complexity=kind.complexity).SerializeToString()
+        )
     if decision.candidates:
         parts.append(pb.Decision(candidates=map(_candidate_to, decision.candidates)).SerializeToString())
     return b"".join(parts)
@@ -164,6 +169,7 @@ def _encode_told(told: Told) -> bytes:
     return pb.Decision(
         arm=told.arm,
         propensity=told.propensity,
+        explored=told.explored,
         degraded_reason=told.degraded_reason,
         cost_microusd=told.cost_microusd or 0,
         steps=map(_step_to, told.steps),
@@ -224,14 +230,20 @@ def attempt_status(attempt: Attempt) -> str:
 
 
 def _candidate_to(candidate: CandidateView) -> pb.Candidate:
-    version = candidate.version
+    version, expected = candidate.version, candidate.expected
     return pb.Candidate(
         model=version.metadata.name,
         version=version.version,
         filtered=candidate.filtered,
         score=candidate.score,
-        quality=version.quality,
-        cost_microusd=version.cost_microusd,
+        quality=version.quality if expected is None else expected.quality,
+        cost_microusd=version.cost_microusd if expected is None else round(expected.cost_microusd),
+        service_time=None if expected is None else duration_to(expected.service_s),
+        service_time_p95=None if expected is None else duration_to(expected.p95_s),
+        late=candidate.late,
+        propensity=candidate.propensity,
+        labels=0.0 if expected is None else expected.labels,
+        answers=0.0 if expected is None else expected.answers,
         predicted=None if candidate.predicted_s is None else duration_to(candidate.predicted_s),
         hosts=[
             pb.HostScore(

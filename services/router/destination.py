@@ -8,7 +8,10 @@ from services.domain.errors import Fault, InvalidRequest, VersionNotFound
 from services.domain.host import HostRecord
 from services.domain.model import ModelKey, TensorMeta, TensorSpec, schema_faults
 from services.domain.objects import Choose, Model, ModelVersion, Route, RouteTarget, Single
+from services.domain.request import RouteOptions
 from services.domain.strategies import Ensemble, Fallback, Pipeline, Shadow, strategy_name
+from services.policy import content
+from services.policy.complexity import Kind, kind_of
 from services.policy.shortlisting import Shortlists
 
 if TYPE_CHECKING:
@@ -60,6 +63,10 @@ class Destination:
     """In what order the options are looked at, where they are scored."""
     stems: "list[Stem | None]" = field(default_factory=list)
     """What the kept answers of all calls that lead here have in common; empty until it was asked for."""
+    known_kinds: dict[tuple[object, ...], tuple[Kind, ...]] = field(default_factory=dict)
+    """What kind of call it is for each option, by what that depends on."""
+    known_unfit: dict[tuple[object, ...], tuple[str, ...]] = field(default_factory=dict)
+    """Why such a call does not go to each option, by what that depends on."""
 
     @property
     def strategy(self) -> str:
@@ -140,7 +147,9 @@ class Destination:
                 f"'{self.name}' has no version '{version[:LONGEST_NAME]}'; versions: {offered}",
                 metadata={"name": self.name, "version": version[:LONGEST_NAME]},
             )
-        return replace(self, options=options, fitting=set(), shortlists=Shortlists(), stems=[])
+        return replace(
+            self, options=options, fitting=set(), shortlists=Shortlists(), stems=[], known_kinds={}, known_unfit={}
+        )
 
     def leads_over(self, models: Collection[str]) -> bool:
         """Whether a change of one of `models` may be a change of this; over other routes, any may."""
@@ -151,6 +160,32 @@ class Destination:
         if len(self.fitting) >= FITTING_KEPT:
             self.fitting.clear()
         self.fitting.add(inputs)
+
+    def kinds(self, inputs: tuple[TensorMeta, ...], options: RouteOptions) -> tuple[Kind, ...]:
+        """What kind of call it is for each of `self.options`."""
+        by = (inputs, options.domain, options.complexity, options.labels)
+        found = self.known_kinds.get(by)
+        if found is None:
+            if len(self.known_kinds) >= FITTING_KEPT:
+                self.known_kinds.clear()
+            if self.one_schema and self.options:
+                found = (kind_of(options, inputs, self.options[0].model.inputs),) * len(self.options)
+            else:
+                found = tuple(kind_of(options, inputs, option.model.inputs) for option in self.options)
+            self.known_kinds[by] = found
+        return found
+
+    def unfit(self, inputs: tuple[TensorMeta, ...], options: RouteOptions) -> tuple[str, ...]:
+        """Why calls like this one do not go to each of `self.options`; empty where they may."""
+        by = (inputs, options.domain, options.complexity, options.labels)
+        found = self.known_unfit.get(by)
+        if found is None:
+            if len(self.known_unfit) >= FITTING_KEPT:
+                self.known_unfit.clear()
+            rules = self.choice.rules if isinstance(self.choice, Choose) else ()
+            found = tuple(content.unfit(option.model, rules, options, inputs) for option in self.options)
+            self.known_unfit[by] = found
+        return found
 
     def misfits(self, inputs: Sequence[TensorMeta]) -> list[Fault]:
         """What is wrong with a call's inputs for the route's own schema or every option; empty if one takes them."""

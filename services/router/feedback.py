@@ -123,6 +123,10 @@ class Feedback:
         """A call was not let in."""
         instruments.ROUTER_REFUSED.labels(limit).inc()
 
+    def labelled(self, outcome: str) -> None:
+        """A label came."""
+        instruments.ROUTER_LABELS.labels(outcome).inc()
+
     def copied(self, copy: CopyEnded) -> None:
         """A copy ended, or was not made. Where answers differ, a line says so: it is what a shadow is for."""
         instruments.ROUTER_COPIES.labels(copy.route, copy.outcome).inc()

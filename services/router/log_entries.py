@@ -24,8 +24,11 @@ from services.domain.objects import RouteTarget
 from services.domain.request import InferCall, Preference, RouteOptions
 from services.domain.service_class import ServiceClass
 from services.policy.admission import DeadlineSource
+from services.policy.learning import Evidence
 from services.router.decision import Attempt, Cached
 from services.router.decision_wire import CACHED, attempt_status
+from services.router.labelling import Labelled
+from services.router.log_evidence import evidence_to
 from services.router.log_states import Facts, Taken, message_of
 from services.router.planning import Plan, Seen
 from services.router.snapshot import Snapshot
@@ -140,6 +143,7 @@ class Entries:
         self._hosts: Mapping[str, HostRecord] = {}
         self._profiles: dict[Profile, int] = {}
         self._facts: dict[tuple[str, ModelKey], Facts] = {}
+        self._evidence: dict[ModelKey, Evidence] = {}
 
     def begin(self, *, wall_s: float, now_s: float) -> bytes:
         """Start a file, at a time of day that is `now_s` on the monotonic clock; its first entry."""
@@ -147,6 +151,7 @@ class Entries:
         self._hosts = {}
         self._profiles.clear()
         self._facts.clear()
+        self._evidence.clear()
         origin = self._origin
         header = pb.LogHeader(
             format=FORMAT,
@@ -189,12 +194,18 @@ class Entries:
             if chosen.service_class is begun.service_class
             else service_class_to(chosen.service_class),
             result=result_of(chosen.seen, chosen.plan, chosen.drawn),
+            error_budget_left=chosen.seen.budget_left,
+            learned_order=chosen.seen.learned_order,
         )
         for taken in chosen.taken:
             at = (taken.record.host_id, taken.key)
             if self._facts.get(at) != taken.facts:
                 self._facts[at] = taken.facts
                 choice.states.append(message_of(taken))
+        for look in chosen.seen.looks:
+            if look.expected is not None and self._evidence.get(look.option.key) != look.expected.evidence:
+                self._evidence[look.option.key] = look.expected.evidence
+                choice.evidence.append(evidence_to(look.option.key, look.expected.evidence))
         parts.append(_entry("choice", choice))
         return b"".join(parts)
 
@@ -223,6 +234,24 @@ class Entries:
         )
         parts.append(_entry("outcome", outcome))
         return b"".join(parts)
+
+    def labelled(self, labelled: Labelled, now_s: float) -> bytes:
+        """A label."""
+        label, kind = labelled.label, labelled.kind
+        message = pb.LogLabel(
+            request_id=label.request_id,
+            now_s=now_s,
+            route=labelled.route,
+            key=_key(labelled.key),
+            domain=kind.domain,
+            complexity=kind.complexity,
+            quality=label.quality,
+            metric=label.metric,
+            segment=label.segment,
+            cost_microusd=label.cost_microusd,
+            learned=not labelled.reason,
+        )
+        return _entry("label", message)
 
     def _call(self, begun: Begun, parts: list[bytes]) -> bytes:
         call = pb.LogCall(
@@ -286,11 +315,20 @@ def result_of(seen: Seen, plan: Plan | YardError, drawn: int | None) -> pb.LogRe
     """What came out of a choice."""
     scores = seen.scores or (0.0,) * len(seen.looks)
     candidates = []
-    for look, score in zip(seen.looks, scores, strict=True):
+    for at, (look, score) in enumerate(zip(seen.looks, scores, strict=True)):
         candidate = pb.LogCandidate(key=_key(look.option.key), filtered=look.filtered, score=score)
         if look.pick is not None:
             candidate.host = look.pick.state.host.host_id
             candidate.predicted_s, candidate.penalty_s = look.pick.predicted_s, look.pick.penalty_s
+        if (expected := look.expected) is not None:
+            if expected.quality is not None:
+                candidate.quality = expected.quality
+            candidate.cost_microusd = expected.cost_microusd
+            candidate.service_s, candidate.p95_s = expected.service_s, expected.p95_s
+            if seen.prospects and not look.filtered:
+                candidate.late = seen.prospects[at].late
+            if seen.propensities:
+                candidate.propensity = seen.propensities[at]
         candidates.append(candidate)
     result = pb.LogResult(candidates=candidates, drawn=drawn)
     if isinstance(plan, Plan):
@@ -334,6 +372,9 @@ def _profile_to(number: int, profile: Profile) -> pb.LogProfile:
             session=options.session,
             cache=CACHES[options.cache],
             hedge=options.hedge,
+            labels=dict(options.labels),
+            domain=options.domain,
+            complexity=options.complexity,
         ),
         timeout_s=profile.timeout_s,
     )

@@ -18,6 +18,7 @@ from services.domain.errors import (
 from services.domain.model import tensor_faults
 from services.domain.request import InferCall
 from services.domain.rng import KeyedRng
+from services.policy.learning import Tables
 from services.router.asking import Asking
 from services.router.attempting import Attempting, Hosts
 from services.router.cache import AnswerCache
@@ -26,6 +27,7 @@ from services.router.destination import Destination
 from services.router.entering import NOTHING, Entrance
 from services.router.host_book import HostBook
 from services.router.host_picking import Fleet
+from services.router.labelling import Labelling
 from services.router.planning import Planner
 from services.router.ports import Catalog, Counts, Feedback
 from services.router.recording import Recorder
@@ -82,11 +84,13 @@ class Pipeline:
         self._rng = rng
         self._limits = limits
         self._book = HostBook(fleet)
-        self._planner = Planner(self._book, fleet, rng)
+        self._tables = tables = Tables()
+        self._planner = Planner(self._book, fleet, rng, tables)
         self._asking = Asking(
             catalog=catalog,
             book=self._book,
             planner=self._planner,
+            tables=tables,
             attempting=Attempting(hosts=hosts, feedback=feedback, clock=clock, reserve_s=limits.reserve_s),
             feedback=feedback,
             clock=clock,
@@ -100,6 +104,8 @@ class Pipeline:
         self._composes = composes
         self._recorder = recorder
         self._cache = cache
+        self.labelling = Labelling(tables=tables, views=catalog, feedback=feedback, clock=clock, log=recorder)
+        """Who takes what is said of answers afterwards."""
         self._strategies = Strategies(feedback, share=limits.retry_share)
 
     async def route(self, call: InferCall, *, remaining_s: float | None) -> Answer:
@@ -138,9 +144,14 @@ class Pipeline:
                 self._feedback.degraded(decision)
             decision.stages.total_s = self._clock.now_s() - start_s
             self._feedback.answered(decision)
+            self.labelling.answered(call, decision)
+            if decision.rules.tier is not None:
+                self._ended(decision, failed=False)
             return Answer(payload, decision)
         except YardError as error:
             self._feedback.failed(decision, error, self._clock.now_s() - start_s)
+            if decision is not None:
+                self._ended(decision, failed=True)
             raise
         except asyncio.CancelledError:
             self._feedback.cancelled(decision)
@@ -177,6 +188,11 @@ class Pipeline:
         refusal = self._entrance.refusal(decision.rules, destination.route, now_s)
         decision.refusal = "" if refusal is None else refusal.message
         return decision
+
+    def _ended(self, decision: Decision, *, failed: bool) -> None:
+        """Note what the error budget lives by, of routes whose calls may try other candidates."""
+        if (tier := decision.rules.tier) is not None and tier.exploration:
+            self._tables.ended(decision.route, failed=failed)
 
     def _find(self, call: InferCall, now_s: float, *, runs: bool) -> tuple[Snapshot, Destination]:
         """The snapshot, and what the call's name leads to in it. The call fits; a dry one may lack inputs."""

@@ -1,29 +1,26 @@
-"""Which version on which host, for one attempt of one call: brings the facts to the policies.
+"""Which version on which host, for one attempt of one call: looks at the options, and lets the policies choose.
 
 No I/O and no time of its own, so that a decision can be explained without being carried out.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
 
 from services.domain.errors import YardError
 from services.domain.host import HostRecord
-from services.domain.model import schema_faults
 from services.domain.objects import Choose, Single
-from services.domain.request import InferCall
+from services.domain.request import InferCall, Preference
 from services.domain.rng import KeyedRng
 from services.domain.rules import NO_RULES, Rules
-from services.policy import balancing, choosing, scoring
-from services.policy.admission import Reject, RejectReason, admit_to_host
+from services.policy import balancing, choosing, shortlisting
+from services.policy.learning import Expected
 from services.policy.scoring import VersionState
 from services.router.decision import CandidateView, Decision
 from services.router.destination import Destination, Option
-from services.router.host_picking import Fleet, HostPicking
-from services.router.unanswerable import no_host, nothing_fits
-
-CUT_RETRY_S = 1.0
-"""When to try again while every host refuses the class: cutoffs move once a second."""
+from services.router.expecting import Compared, Expects, compare, may_explore
+from services.router.host_picking import Fleet
+from services.router.looking import Asked, Book, Look, Looking, asked, prospect, put_off_doubtful
+from services.router.unanswerable import nothing_fits
 
 
 class Plan(NamedTuple):
@@ -36,54 +33,41 @@ class Plan(NamedTuple):
     reason: str
     probe: bool = False
     """Whether it goes to a host that was in trouble, to see."""
-
-
-@dataclass(slots=True)
-class _Look:
-    """One option as this call sees it."""
-
-    option: Option
-    filtered: str = ""
-    pick: balancing.Pick | None = None
-    rejected: Reject | None = None
-    no_host: bool = False
-    states: Sequence[VersionState] = ()
-
-    @property
-    def doubtful(self) -> bool:
-        """Whether even its best host failed lately."""
-        return self.pick is not None and self.pick.penalty_s >= scoring.DOUBT_S
+    expected: Expected | None = None
+    """What is expected of the version for such a call; None where nothing had to be of any."""
+    propensity: float | None = None
+    """Chance of the version; None where calls of this kind never try another one than the best."""
+    explored: bool = False
 
 
 class Seen:
     """What a plan came from, for those who write it down."""
 
-    __slots__ = ("looks", "scores")
+    __slots__ = ("budget_left", "learned_order", "looks", "propensities", "prospects", "scores")
 
     def __init__(self) -> None:
         """Nothing yet."""
-        self.looks: list[_Look] = []
-        """What was looked at: of a `choose` route's options those that could be the best one."""
+        self.looks: list[Look] = []
+        """What was looked at, in the route's order: of a `choose` route's options those that could be the best one."""
         self.scores: tuple[float, ...] = ()
         """Of each look; empty where nothing was scored."""
-
-
-class Book(Protocol):
-    """Who knows hosts."""
-
-    def states(self, option: Option) -> Sequence[VersionState]:
-        """What is known of the option's hosts, in their order."""
-        ...
+        self.prospects: Sequence[choosing.Prospect] = ()
+        """Of each look; empty where nothing was compared."""
+        self.propensities: tuple[float, ...] = ()
+        """Of each look; empty where the best was to be taken in any case."""
+        self.budget_left: float | None = None
+        """Of the route's error budget; None where it was not asked for."""
+        self.learned_order = False
+        """Whether options were left out for what labels say, and not for what the registry says alone."""
 
 
 class Planner:
-    """Makes plans from what the book knows."""
+    """Makes plans from what the book knows and the tables have learned."""
 
-    def __init__(self, book: Book, fleet: Fleet, rng: KeyedRng) -> None:
-        """Plan with the states of `book`; sessions find their hosts by `rng`."""
-        self._book = book
-        self._fleet = fleet
-        self._picking = HostPicking(fleet, rng)
+    def __init__(self, book: Book, fleet: Fleet, rng: KeyedRng, tables: Expects) -> None:
+        """Plan with the states of `book`, and with what `tables` expect where versions have to be compared."""
+        self._tables = tables
+        self._looking = Looking(book, fleet, rng, tables)
 
     def plan(
         self,
@@ -96,6 +80,7 @@ class Planner:
         excluded: Collection[str] = (),
         rules: Rules = NO_RULES,
         seen: Seen | None = None,
+        only: Sequence[int] | None = None,
     ) -> Plan | YardError:
         """Choose version and host.
 
@@ -108,111 +93,87 @@ class Planner:
             excluded: Ids of hosts not to use.
             rules: What the call lives by.
             seen: Told what was looked at.
+            only: Which options are looked at, where that is known: of a choice that is made again.
 
         Returns:
             The plan, or why there is none.
         """
-        looks: list[_Look] = []
         strategy = destination.choice
         assert strategy is not None
-        only = len(destination.options) == 1
-        stops_early = isinstance(strategy, Single)
-        if isinstance(strategy, Choose) and not only:
-            return self._best(
-                call,
-                destination,
-                strategy,
-                now_s=now_s,
-                remaining_s=remaining_s,
-                draw=draw,
-                excluded=excluded,
-                rules=rules,
-                seen=seen,
-            )
-        for option in destination.options:
-            look = self._look(
-                call,
-                destination,
-                option,
-                now_s=now_s,
-                remaining_s=remaining_s,
-                draw=draw,
-                excluded=excluded,
-                rules=rules,
-            )
+        this = asked(call, destination, now_s=now_s, remaining_s=remaining_s, draw=draw, excluded=excluded, rules=rules)
+        count = len(destination.options)
+        if isinstance(strategy, Choose) and count > 1:
+            if only is not None or may_explore(call, destination, draw=draw, rules=rules):
+                looks = [self._looking.look(at, this) for at in (range(count) if only is None else only)]
+                return self._compared(looks, this, seen)
+            return self._best(this, strategy, seen)
+        looks = []
+        for at in range(count):
+            look = self._looking.look(at, this)
             if seen is not None:
                 seen.looks.append(look)
-            sound = not look.filtered and not look.doubtful
-            if not looks and ((stops_early and sound) or (only and not look.filtered)):
-                return self._planned(look, choosing.sole_reason(strategy))
+            sound = look.sound
+            if at == 0 and (sound or (count == 1 and not look.filtered)):
+                return _planned(look, choosing.sole_reason(strategy))
             looks.append(look)
-            if stops_early and sound:
+            if sound and isinstance(strategy, Single):
                 break
-        _put_off_doubtful(looks)
-        choice = choosing.choose(strategy, [_prospect(look, remaining_s) for look in looks], call.options.prefer)
-        if isinstance(choice, choosing.NothingFits):
-            return nothing_fits(destination, looks)
-        if seen is not None:
-            seen.scores = choice.scores
-        return self._planned(looks[choice.index], choice.reason)
+        return self._compared(looks, this, seen)
 
-    def _best(
-        self,
-        call: InferCall,
-        destination: Destination,
-        strategy: Choose,
-        *,
-        now_s: float,
-        remaining_s: float,
-        draw: balancing.Draw,
-        excluded: Collection[str],
-        rules: Rules,
-        seen: Seen | None,
-    ) -> Plan | YardError:
+    def _best(self, this: Asked, strategy: Choose, seen: Seen | None) -> Plan | YardError:
         """The plan with the best of many options; only those are looked at that may be it, all if none is sound."""
-        prefer, options = call.options.prefer, destination.options
-        looked: list[tuple[int, _Look]] = []
+        prefer = this.call.options.prefer
+        shortlist = self._shortlist(this, strategy, prefer)
+        looked: list[tuple[int, Look]] = []
         best, sound = choosing.WORST, False
-        for most, at in destination.shortlists.of(strategy, options, prefer):
+        for most, at in shortlist.places:
             if sound and most < best:
                 break
-            look = self._look(
-                call,
-                destination,
-                options[at],
-                now_s=now_s,
-                remaining_s=remaining_s,
-                draw=draw,
-                excluded=excluded,
-                rules=rules,
-            )
+            look = self._looking.look(at, this)
             looked.append((at, look))
-            if not look.filtered and not look.doubtful:
-                prospect = _prospect(look, remaining_s)
-                own = choosing.rank(prefer, prospect, choosing.utility(strategy, prospect))
+            if look.sound:
+                each = prospect(look, this)
+                own = choosing.rank(prefer, each, choosing.utility(strategy, each))
                 if own > best:
                     best, sound = own, True
-        if sound and len(looked) == 1:
-            looks, prospects = [look], [prospect]
-        else:
-            looked.sort()  # by the route's order, in which the first of several equal ones wins
-            looks = [look for _, look in looked]
-            _put_off_doubtful(looks)
-            prospects = [_prospect(look, remaining_s) for look in looks]
-        choice = choosing.choose(strategy, prospects, prefer, beaten=len(options) - len(looks))
+        looked.sort()  # by the route's order, in which the first of several equal ones wins
+        if seen is not None:
+            seen.learned_order = shortlist.learned and len(looked) < len(shortlist.places)
+        return self._compared([look for _, look in looked], this, seen)
+
+    def _shortlist(self, this: Asked, strategy: Choose, prefer: Preference) -> shortlisting.Shortlist:
+        kinds, destination, tables = this.kinds, this.destination, self._tables
+        of = kinds[0] if destination.one_schema else tuple(kinds)
+        key = (strategy.quality_weight, strategy.cost_weight, prefer, of, tables.labels)
+        found = destination.shortlists.get(key)
+        if found is None:
+            options = destination.options
+            expected = [
+                tables.expected(option.key, option.version, kind) for option, kind in zip(options, kinds, strict=True)
+            ]
+            found = shortlisting.shortlist(strategy, [option.version for option in options], expected, prefer)
+            destination.shortlists.put(key, found)
+        return found
+
+    def _compared(self, looks: list[Look], this: Asked, seen: Seen | None) -> Plan | YardError:
+        """The plan with the best of what was looked at; what was not could not be better."""
         if seen is not None:
             seen.looks = looks
+        prospects, (choice, left) = self._compare(looks, this)
         if isinstance(choice, choosing.NothingFits):
-            return nothing_fits(destination, looks)
+            return nothing_fits(this.destination, looks)
         if seen is not None:
-            seen.scores = choice.scores
-        return self._planned(looks[choice.index], choice.reason)
+            seen.prospects, seen.budget_left = prospects, left
+            seen.scores, seen.propensities = choice.scores, choice.propensities
+        propensity = choice.propensities[choice.index] if choice.propensities else None
+        return _planned(looks[choice.index], choice.reason, propensity, explored=choice.explored)
 
-    def _planned(self, look: "_Look", reason: str) -> Plan:
-        assert look.pick is not None
-        state = look.pick.state
-        record = look.option.hosts[look.states.index(state)]
-        return Plan(look.option, state, record, look.pick.predicted_s, reason, look.pick.probe)
+    def _compare(self, looks: Sequence[Look], this: Asked) -> tuple[Sequence[choosing.Prospect], Compared]:
+        put_off_doubtful(looks)
+        prospects = [prospect(look, this) for look in looks]
+        return prospects, compare(
+            prospects, this.call, this.destination, tables=self._tables, draw=this.draw, rules=this.rules
+        )
 
     def candidates(
         self,
@@ -225,149 +186,47 @@ class Planner:
         rules: Rules = NO_RULES,
     ) -> tuple[CandidateView, ...]:
         """Every option and all of its hosts, as `plan` would see them."""
-        looks = [
-            self._look(
-                call,
-                destination,
-                option,
-                now_s=now_s,
-                remaining_s=remaining_s,
-                draw=draw,
-                excluded=(),
-                rules=rules,
-            )
-            for option in destination.options
-        ]
-        _put_off_doubtful(looks)
-        prospects = [_prospect(look, remaining_s) for look in looks]
-        assert destination.choice is not None
-        choice = choosing.choose(destination.choice, prospects, call.options.prefer)
-        scores = (0.0,) * len(looks) if isinstance(choice, choosing.NothingFits) else choice.scores
+        this = asked(call, destination, now_s=now_s, remaining_s=remaining_s, draw=draw, excluded=(), rules=rules)
+        looks = [self._looking.look(at, this) for at in range(len(destination.options))]
+        prospects, (choice, _) = self._compare(looks, this)
+        scores: Iterable[float] = [0.0] * len(looks)
+        propensities: tuple[float, ...] = ()
+        if isinstance(choice, choosing.Choice):
+            scores, propensities = choice.scores, choice.propensities
         return tuple(
             CandidateView(
                 look.option.version,
                 look.filtered,
                 score,
                 None if look.pick is None else look.pick.predicted_s,
-                self._host_scores(look, now_s, rules),
+                self._looking.scores(look, now_s, rules),
+                look.expected,
+                each.late if look.expected is not None and not look.filtered else None,
+                propensities[at] if propensities else None,
             )
-            for look, score in zip(looks, scores, strict=True)
-        )
-
-    def _look(
-        self,
-        call: InferCall,
-        destination: Destination,
-        option: Option,
-        *,
-        now_s: float,
-        remaining_s: float,
-        draw: balancing.Draw,
-        excluded: Collection[str],
-        rules: Rules,
-    ) -> _Look:
-        look = _Look(option, states=self._book.states(option))
-        if call.inputs and not destination.one_schema and (faults := schema_faults(call.inputs, option.model.inputs)):
-            look.filtered = "; ".join(map(str, faults))
-            return look
-        look.filtered = choosing.wish_unmet(option.version, call.options)
-        states = look.states
-        zone = call.options.zone
-        if zone or excluded:
-            states = [
-                state
-                for state, record in zip(states, option.hosts, strict=True)
-                if zone in ("", record.zone) and record.host_id not in excluded
-            ]
-        if states:
-            service_class = rules.service_class
-            # A probe may fail: it is a call's first attempt, and of a call that may have another.
-            may_probe = call.options.idempotent and draw.number == 1
-            session = call.options.session
-            look.pick = self._picking.pick(
-                option, look.states, states, now_s=now_s, draw=draw, rules=rules, session=session, may_probe=may_probe
-            )
-            if look.pick.state.host.cuts(service_class.level, now_s) and rules.protection.shedding:
-                look.pick = self._pick_uncut(
-                    look, states, now_s=now_s, draw=draw, rules=rules, session=session, may_probe=may_probe
-                )
-            if look.pick is not None and look.pick.predicted_s > remaining_s and not look.filtered:
-                self._admit(look, look.pick, now_s, remaining_s)
-        elif not look.filtered:
-            look.no_host = True
-            look.filtered = no_host(option, zone, excluded)
-        return look
-
-    def _pick_uncut(
-        self,
-        look: _Look,
-        states: Sequence[VersionState],
-        *,
-        now_s: float,
-        draw: balancing.Draw,
-        rules: Rules,
-        session: str,
-        may_probe: bool,
-    ) -> balancing.Pick | None:
-        """The pick among hosts that do not refuse the class now; None if all do, and `look` then says so."""
-        service_class = rules.service_class
-        uncut = [state for state in states if not state.host.cuts(service_class.level, now_s)]
-        if uncut:
-            return self._picking.pick(
-                look.option,
-                look.states,
-                uncut,
-                now_s=now_s,
-                draw=draw,
-                rules=rules,
-                session=session,
-                may_probe=may_probe,
-            )
-        look.rejected = Reject(RejectReason.QUEUE_TOO_LONG, CUT_RETRY_S)
-        look.filtered = look.filtered or f"every host that has it refuses calls of band {service_class.band} now"
-        return None
-
-    def _admit(self, look: _Look, pick: balancing.Pick, now_s: float, remaining_s: float) -> None:
-        verdict = admit_to_host(
-            predicted_s=pick.predicted_s,
-            idle_s=scoring.idle_s(pick.state, now_s),
-            remaining_s=remaining_s,
-            measured=pick.state.measured(now_s),
-        )
-        if isinstance(verdict, Reject):
-            look.rejected = verdict
-            look.filtered = (
-                f"predicted {pick.predicted_s * 1e3:.3g} ms, over the {max(0.0, remaining_s) * 1e3:.3g} ms left"
-            )
-
-    def _host_scores(self, look: _Look, now_s: float, rules: Rules) -> tuple[scoring.HostScore, ...]:
-        routers, band, protection = self._fleet.routers, rules.service_class.band, rules.protection
-        return tuple(
-            scoring.score(state, now_s, zone=record.zone, routers=routers, band=band, protection=protection)
-            for state, record in zip(look.states, look.option.hosts, strict=True)
+            for at, (look, score, each) in enumerate(zip(looks, scores, prospects, strict=True))
         )
 
 
-def _put_off_doubtful(looks: Sequence[_Look]) -> None:
-    """Leave out what only failing hosts can answer, if anything else can: each try there may cost a retry."""
-    if len(looks) > 1 and any(not look.filtered and not look.doubtful for look in looks):
-        for look in looks:
-            if not look.filtered and look.doubtful and look.pick is not None:
-                look.filtered = f"{look.pick.state.host.host_id}, its best host, failed lately"
-
-
-def _prospect(look: _Look, remaining_s: float) -> choosing.Prospect:
-    if look.filtered or look.pick is None:
-        return choosing.Prospect(look.option.version, look.filtered)
-    slo_s = look.option.model.latency_slo_s
-    limit_s = remaining_s if slo_s is None else min(remaining_s, slo_s)
-    # A penalty is part of what a call may suffer: it counts here, as it does between hosts.
-    return choosing.Prospect(look.option.version, "", look.pick.cost_s, limit_s)
+def _planned(look: Look, reason: str, propensity: float | None = None, *, explored: bool = False) -> Plan:
+    pick = look.pick
+    assert pick is not None
+    record = look.option.hosts[look.states.index(pick.state)]
+    return Plan(
+        look.option, pick.state, record, pick.predicted_s, reason, pick.probe, look.expected, propensity, explored
+    )
 
 
 def take(decision: Decision, plan: Plan) -> None:
     """Go by `plan` from now on."""
+    told = decision.told
+    if told is not None and not told.arm and decision.version is not plan.option.version:
+        told.propensity, told.explored = None, False  # a retry on another one was not drawn
     decision.version = plan.option.version
     decision.host = plan.record
     decision.reason = plan.reason
     decision.probe = plan.probe
+    decision.expected = plan.expected
+    if plan.propensity is not None and (told is None or not told.arm):
+        told = decision.telling
+        told.propensity, told.explored = plan.propensity, plan.explored

@@ -7,6 +7,7 @@ from services.router.attempting import AttemptFeedback
 from services.router.cache import CacheFeedback
 from services.router.decision import Decision
 from services.router.hedging import HedgeFeedback
+from services.router.labelling import LabelFeedback
 from services.router.snapshot import Snapshot
 from services.router.strategies.shadow import CopyFeedback
 from services.router.watching import WatchFeedback
@@ -20,7 +21,7 @@ class Catalog(Protocol):
         ...
 
 
-class Feedback(AttemptFeedback, CopyFeedback, CacheFeedback, HedgeFeedback, WatchFeedback, Protocol):
+class Feedback(AttemptFeedback, CopyFeedback, CacheFeedback, HedgeFeedback, LabelFeedback, WatchFeedback, Protocol):
     """Who is told how calls go."""
 
     def chosen(self, decision: Decision, duration_s: float) -> None:

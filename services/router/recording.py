@@ -13,6 +13,7 @@ from services.domain.rules import NO_RULES, Rules
 from services.policy.balancing import Draw
 from services.router.decision import Decision
 from services.router.destination import Destination
+from services.router.labelling import LabelLog
 from services.router.planning import Plan, Planner, Seen
 from services.router.snapshot import Snapshot
 
@@ -48,7 +49,7 @@ class Record(Plans, Protocol):
         ...
 
 
-class Recorder(Protocol):
+class Recorder(LabelLog, Protocol):
     """Who writes down."""
 
     def begin(

@@ -27,6 +27,7 @@ from services.policy.splitting import arm_of, hash_key
 from services.router.destination import Destination, Option
 from services.router.host_picking import Fleet
 from services.router.log_entries import FORMAT, PREFERENCES, result_of, settled_of
+from services.router.log_evidence import LoggedTables
 from services.router.log_states import state_from, unknown
 from services.router.planning import Planner, Seen
 from services.router.settling import settle
@@ -75,6 +76,7 @@ class Tally:
     calls: int = 0
     choices: int = 0
     outcomes: int = 0
+    labels: int = 0
     dropped: int = 0
     differences: int = 0
     first: Difference | None = None
@@ -130,6 +132,7 @@ class Replay:
         self._entry = 0
         self._rng = KeyedRng(0)
         self._book = _Book()
+        self._tables = LoggedTables()
         self._planner: Planner | None = None
         self._hosts: Mapping[str, HostRecord] = {}
         self._profiles: dict[int, InferCall] = {}
@@ -166,13 +169,15 @@ class Replay:
                 self._take_outcome(entry.outcome)
             case "gap":
                 self._tally.dropped += entry.gap.dropped
+            case "label":
+                self._tally.labels += 1
 
     def _take_header(self, header: pb.LogHeader) -> None:
         if header.format != FORMAT:
             raise Unreadable(f"its format is '{header.format[:60]}', not {FORMAT}")
         self._rng = KeyedRng(header.seed)
         fleet = Fleet(routers=header.routers, zone=header.zone, zone_way_s=header.zone_way_s)
-        self._planner = Planner(self._book, fleet, self._rng)
+        self._planner = Planner(self._book, fleet, self._rng, self._tables)
         self._tally.policies.add(header.policy_version)
 
     def _named(self, known: Mapping[int, T], number: int, what: str) -> T:
@@ -238,6 +243,9 @@ class Replay:
 
     def _take_choice(self, logged: pb.LogChoice) -> None:
         self._book.take(logged.states)
+        for evidence in logged.evidence:
+            self._tables.take(evidence)
+        self._tables.budget_left = logged.error_budget_left
         view = self._view(logged.revision)
         if view is None:
             return
@@ -264,7 +272,7 @@ class Replay:
         rules = self._calls[logged.call].rules
         if logged.HasField("service_class"):
             rules = replace(rules, service_class=service_class_from(logged.service_class))
-        draw = Draw(lambda: self._rng.bits(draw_key(call), f"host/{logged.number}"), logged.number)
+        draw = Draw(lambda purpose: self._rng.bits(draw_key(call), f"{purpose}/{logged.number}"), logged.number)
         seen = Seen()
         plan = self._planner.plan(
             call,
@@ -275,6 +283,7 @@ class Replay:
             excluded=tuple(logged.excluded),
             rules=rules,
             seen=seen,
+            only=_looked_at(logged, destination) if logged.learned_order else None,
         )
         return result_of(seen, plan, draw.drawn)
 
@@ -311,6 +320,13 @@ class Replay:
             self._tally.first = Difference(
                 self._entry, what, of.sequence, of.request_id, name, revision, now_s, tuple(fields)
             )
+
+
+def _looked_at(logged: pb.LogChoice, destination: Destination) -> list[int]:
+    """Places of the options that were looked at: what was known of the others is not logged."""
+    places = {option.key: at for at, option in enumerate(destination.options)}
+    keys = [ModelKey(each.key.model, each.key.version) for each in logged.result.candidates]
+    return sorted(places[key] for key in keys if key in places)
 
 
 def _keeps(destination: Destination) -> bool:

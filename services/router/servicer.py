@@ -11,7 +11,7 @@ from modelyard.inference.v1 import inference_pb2 as pb
 from services.chassis.encoding import Buffer, Encoded
 from services.chassis.telemetry import current
 from services.domain.request import InferCall
-from services.router import decision_wire, wire
+from services.router import decision_wire, label_wire, wire
 from services.router.frames import Payload, Received, with_decision
 from services.router.pipeline import Answer, Pipeline
 from services.router.streaming import Streamed, last_message, piece_message
@@ -123,3 +123,7 @@ class InferenceServicer:
         call = self._calls.read(received, context, dry=True)
         decision = self._pipeline.explain(call, remaining_s=context.time_remaining())
         return pb.ExplainResponse(decision=decision_wire.decision_to(decision))
+
+    async def Feedback(self, request: pb.FeedbackRequest, context: Context) -> pb.FeedbackResponse:
+        """Take a label."""
+        return label_wire.response_from(self._pipeline.labelling.take(label_wire.label_from(request)))

@@ -1,7 +1,7 @@
 """protobuf → domain for the router: calls in. Decides nothing but whether a message is well formed."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
@@ -11,7 +11,7 @@ from services.chassis.codec import CONTENTS
 from services.domain.caching import CachePolicy
 from services.domain.errors import Fault, InvalidRequest
 from services.domain.model import TensorMeta
-from services.domain.request import InferCall, Preference, RouteOptions
+from services.domain.request import NO_WISHES, InferCall, Preference, RouteOptions
 from services.router.frames import Payload, Received
 
 ROUTE_KEY = "x-modelyard-route-bin"
@@ -26,8 +26,16 @@ NAME_KEYS = ("mm-vmodel-id", "mm-model-id", "seldon-model")
 LONGEST_ID = 256
 """Longest request id, in characters; it stands in answers and logs."""
 
+LONGEST_NOTE = 64
+"""Longest domain, complexity and key of a label, in characters; they stand in answers, logs and tables."""
+
+LONGEST_VALUE = 128
+"""Longest value of a label."""
+
+MOST_LABELS = 16
+"""Most labels of a call."""
+
 _READ_KEYS = frozenset({ROUTE_KEY, REQUEST_ID_KEY, *NAME_KEYS})
-_NO_WISHES = RouteOptions()
 
 
 _PREFERENCES = {
@@ -130,7 +138,7 @@ def _options(
     """Wishes and the parameter `timeout`: field 100 goes before metadata, metadata before parameters."""
     has_field, has_parameters = message.HasField("route"), bool(message.parameters)
     if not has_field and not has_parameters and ROUTE_KEY not in headers:
-        return _NO_WISHES, None
+        return NO_WISHES, None
     wishes = pb.RouteOptions()
     timeout_s = _parameters(message, wishes, faults) if has_parameters else None
     header = headers.get(ROUTE_KEY)
@@ -147,12 +155,38 @@ def _options(
         faults.append(Fault("route.max_cost_microusd", f"{wishes.max_cost_microusd} must not be negative"))
     if len(wishes.session) > LONGEST_ID:
         faults.append(Fault("route.session", f"has {len(wishes.session)} characters, more than {LONGEST_ID}"))
+    faults += _kind_faults(wishes)
     preference = _PREFERENCES.get(wishes.prefer)
     if preference is None:
         faults.append(Fault("route.prefer", f"{wishes.prefer} is no Preference"))
     if wishes.cache not in _CACHES:
         faults.append(Fault("route.cache", f"{wishes.cache} is no CachePolicy"))
     return options_of(wishes, preference or Preference.BALANCED), timeout_s
+
+
+def _kind_faults(wishes: pb.RouteOptions) -> Iterator[Fault]:
+    """What is wrong with domain, complexity and labels."""
+    texts = [("route.domain", wishes.domain, LONGEST_NOTE), ("route.complexity", wishes.complexity, LONGEST_NOTE)]
+    if len(wishes.labels) > MOST_LABELS:
+        yield Fault("route.labels", f"has {len(wishes.labels)} labels, more than {MOST_LABELS}")
+    else:
+        for key, value in wishes.labels.items():
+            if not key:
+                yield Fault("route.labels", "has a label without a key")
+            texts += [
+                ("route.labels", key, LONGEST_NOTE),
+                (f"route.labels[{key[:LONGEST_NOTE]}]", value, LONGEST_VALUE),
+            ]
+    for path, text, longest in texts:
+        yield from text_faults(path, text, longest)
+
+
+def text_faults(path: str, text: str, longest: int) -> Iterator[Fault]:
+    """What is wrong with a line of at most `longest` characters."""
+    if len(text) > longest:
+        yield Fault(path, f"has a text of {len(text)} characters, more than {longest}")
+    elif text and not text.isprintable():
+        yield Fault(path, "has a text with characters that cannot be printed, or of several lines")
 
 
 def options_of(wishes: pb.RouteOptions, prefer: Preference) -> RouteOptions:
@@ -170,6 +204,9 @@ def options_of(wishes: pb.RouteOptions, prefer: Preference) -> RouteOptions:
         session=wishes.session,
         cache=_CACHES.get(wishes.cache, CachePolicy.DEFAULT),
         hedge=wishes.hedge if wishes.HasField("hedge") else True,
+        labels=tuple(sorted(wishes.labels.items())) if wishes.labels else (),
+        domain=wishes.domain,
+        complexity=wishes.complexity,
     )
 
 
@@ -211,6 +248,12 @@ def _parameters(message: pb.InferRequest, wishes: pb.RouteOptions, faults: list[
             wishes.cache = pb.CachePolicy.Value(f"CACHE_POLICY_{asked.upper()}")
         else:
             faults.append(Fault("parameters[cache]", "must be one of default, bypass, refresh"))
+    for name in ("domain", "complexity"):
+        if name in parameters:
+            text = parameters[name].string_param
+            if not text:
+                faults.append(Fault(f"parameters[{name}]", "must be a text"))
+            setattr(wishes, name, text)
     for name in ("sequence_id", "session"):
         if name in parameters:
             wishes.session = _key(parameters[name]) or wishes.session

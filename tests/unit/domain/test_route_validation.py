@@ -7,6 +7,7 @@ import pytest
 from services.domain.model import TensorSpec
 from services.domain.route_validation import route_faults
 from services.domain.strategies import (
+    CandidateRule,
     Cascade,
     CascadeStep,
     Choose,
@@ -79,6 +80,17 @@ def test_a_strategy_that_makes_sense_has_no_fault(strategy: Strategy) -> None:
         (Single(RouteTarget("a" * 300)), "single.target.model: has 300 characters, at most 256"),
         (Choose(()), "choose.candidates: at least one is needed"),
         (Choose(tuple(RouteTarget(f"m{n}") for n in range(65))), "choose.candidates: has 65 entries, at most 64"),
+        (Choose((A,), rules=(CandidateRule("nobody", domains=("d",)),)), "choose.rules[0].model: 'nobody' is none of"),
+        (Choose((A,), rules=(CandidateRule(A.model),)), "choose.rules[0]: says nothing"),
+        (Choose((A,), rules=(CandidateRule(A.model, domains=("",)),)), "choose.rules[0].domains"),
+        (
+            Choose((A,), rules=(CandidateRule(A.model, min_elements=-1),)),
+            "choose.rules[0].min_elements: -1 must",
+        ),
+        (
+            Choose((A,), rules=(CandidateRule(A.model, min_elements=9, max_elements=8),)),
+            "choose.rules[0].max_elements: 8 must not be below",
+        ),
         (Choose((A,), quality_weight=NAN), "choose.quality_weight: nan must be finite and not negative"),
         (split(), "split.targets: at least one is needed"),
         (split(33.3, 33.3, 33.3), "split.targets: percent is 99.9 in all, and must be 100"),

@@ -72,6 +72,8 @@ def test_a_policy_and_a_tenant_with_everything_are_valid() -> None:
         (replace(GOLD, reserved_share=NAN), "reserved_share: nan must be in 0 to 1"),
         (replace(GOLD, weight=0.0), "weight: 0.0 must be finite and positive"),
         (replace(GOLD, max_in_flight=-1), "max_in_flight: -1 must not be negative"),
+        (replace(GOLD, exploration=0.02), "exploration: calls of band 1 get the best candidate always"),
+        (replace(GOLD, priority_band=2, exploration=0.2), "exploration: 0.2 must be in 0 to 0.1"),
         (replace(GOLD, quality_weight=NAN), "quality_weight: nan must be finite and not negative"),
         (replace(GOLD, default_timeout_s=0.0), "default_timeout: 0.0 s must be positive"),
         (replace(GOLD, default_timeout_s=2.0, max_timeout_s=1.0), "max_timeout: 1.0 s must not be below the default"),

@@ -96,7 +96,7 @@ class Mesh:
             for state, host in zip(self._states[call.router], self.hosts, strict=True)
             if host.since_s <= self.now_s
         ]
-        draw = Draw(lambda: RNG.bits(f"call-{call.number}", "host/1"))
+        draw = Draw(lambda _: RNG.bits(f"call-{call.number}", "host/1"))
         state = self._choose(call, states, self.now_s, draw).state
         call.host = self._states[call.router].index(state)
         call.work_s = scoring.sent(state, self.now_s)

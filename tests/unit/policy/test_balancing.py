@@ -25,7 +25,7 @@ def some_states(count: int, *, base_s: float = 0.010) -> list[VersionState]:
 
 
 def drawn(bits: int) -> Draw:
-    return Draw(lambda: bits)
+    return Draw(lambda _: bits)
 
 
 def picks(

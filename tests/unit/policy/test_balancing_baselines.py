@@ -23,7 +23,7 @@ def some_states(count: int) -> list[VersionState]:
 
 
 def take(strategy: BalancingStrategy, states: list[VersionState], number: int) -> VersionState:
-    draw = Draw(lambda: RNG.bits(f"call-{number}", "host/1"))
+    draw = Draw(lambda _: RNG.bits(f"call-{number}", "host/1"))
     return balancing_baselines.pick(strategy, states, now_s=float(number), routers=1, draw=draw).state
 
 
@@ -78,7 +78,7 @@ def test_a_yardstick_goes_to_a_host_that_just_failed(strategy: BalancingStrategy
     taken = set()
 
     for number in range(50):
-        draw = Draw(lambda number=number: RNG.bits(f"call-{number}", "host/1"))  # type: ignore[misc]
+        draw = Draw(lambda _, number=number: RNG.bits(f"call-{number}", "host/1"))  # type: ignore[misc]
         pick = balancing_baselines.pick(strategy, states, now_s=0.001 * number, routers=1, draw=draw)
         assert pick.penalty_s == 0.0
         taken.add(pick.state.host.host_id)
@@ -92,7 +92,7 @@ def test_the_same_bits_pick_the_same_host(strategy: BalancingStrategy, count: in
     states = some_states(count)
 
     first, again = (
-        balancing_baselines.pick(strategy, states, now_s=1.0, routers=1, draw=Draw(lambda: bits)) for _ in range(2)
+        balancing_baselines.pick(strategy, states, now_s=1.0, routers=1, draw=Draw(lambda _: bits)) for _ in range(2)
     )
 
     assert first.state is again.state

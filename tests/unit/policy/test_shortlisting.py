@@ -1,6 +1,5 @@
 """Which candidates have to be looked at."""
 
-from dataclasses import dataclass
 from functools import partial
 
 from hypothesis import given
@@ -8,50 +7,56 @@ from hypothesis import strategies as st
 
 from services.domain.objects import Choose, ModelVersion
 from services.domain.request import Preference
+from services.policy import shortlisting
 from services.policy.choosing import Prospect, ceiling, rank, utility
-from services.policy.shortlisting import KEPT, Shortlists
+from services.policy.complexity import Kind
+from services.policy.learning import NO_EVIDENCE, Evidence, Moments, Seen, expectation, observed
+from services.policy.shortlisting import KEPT, Shortlist, Shortlists
 from tests.unit.router.yards import rated
 
 WEIGHTS = st.floats(0, 1e6)
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """One."""
-
-    version: ModelVersion
-
-
-def candidates(*values: tuple[float | None, int]) -> list[Candidate]:
-    return [Candidate(rated(f"m{at}", quality=quality, cost=cost)) for at, (quality, cost) in enumerate(values)]
+def shortlist(strategy: Choose, prefer: Preference, *values: tuple[float | None, int]) -> Shortlist:
+    versions = [rated(f"m{at}", quality=quality, cost=cost) for at, (quality, cost) in enumerate(values)]
+    expected = [expectation(NO_EVIDENCE, version, Kind("", "", ())) for version in versions]
+    return shortlisting.shortlist(strategy, versions, expected, prefer)
 
 
 @given(
     st.builds(Choose, st.just(()), WEIGHTS, WEIGHTS, WEIGHTS),
     st.builds(partial(rated, "m"), quality=st.none() | st.floats(0, 1), cost=st.integers(0, 10**9)),
-    st.floats(0, 1e4),
-    st.floats(-1, 1e4),
+    st.tuples(st.floats(0, 1e4), st.floats(-1, 1e4)),
     st.sampled_from(Preference),
+    st.none() | st.tuples(st.floats(0, 1), st.floats(0, 1e9)),
 )
 def test_nothing_is_worth_more_than_its_ceiling(
-    strategy: Choose, version: ModelVersion, predicted_s: float, limit_s: float, prefer: Preference
+    strategy: Choose,
+    version: ModelVersion,
+    times_s: tuple[float, float],
+    prefer: Preference,
+    label: tuple[float, float] | None,
 ) -> None:
-    prospect = Prospect(version, "", predicted_s, limit_s)
+    evidence = NO_EVIDENCE
+    if label is not None:
+        evidence = Evidence(Seen(*(observed(Moments(), value) for value in label)), Seen(), Moments())
+    expected = expectation(evidence, version, Kind("", "", ()))
 
-    assert rank(prefer, prospect, utility(strategy, prospect)) <= ceiling(strategy, version, prefer)
+    prospect = Prospect(version, "", *times_s, expected)
+
+    assert rank(prefer, prospect, utility(strategy, prospect)) <= ceiling(strategy, version, expected, prefer)
 
 
 def test_the_highest_ceiling_comes_first_and_of_equal_ones_the_routes_first() -> None:
-    places = Shortlists().of(Choose(()), candidates((0.5, 0), (0.9, 0), (None, 0), (0.9, 0)), Preference.BALANCED)
+    found = shortlist(Choose(()), Preference.BALANCED, (0.5, 0), (0.9, 0), (None, 0), (0.9, 0))
 
-    assert [place.at for place in places] == [1, 3, 0, 2]
+    assert [place.at for place in found.places] == [1, 3, 0, 2]
+    assert not found.learned
 
 
 def test_weights_and_preferences_have_orders_of_their_own() -> None:
-    shortlists, those = Shortlists(), candidates((0.5, 1), (0.9, 900))
-
     orders = [
-        [place.at for place in shortlists.of(strategy, those, prefer)]
+        [place.at for place in shortlist(strategy, prefer, (0.5, 1), (0.9, 900)).places]
         for strategy, prefer in (
             (Choose((), cost_weight=0.0), Preference.BALANCED),
             (Choose((), cost_weight=0.001), Preference.BALANCED),
@@ -63,9 +68,10 @@ def test_weights_and_preferences_have_orders_of_their_own() -> None:
 
 
 def test_weights_that_keep_moving_do_not_pile_up() -> None:
-    shortlists, those = Shortlists(), candidates((0.5, 1))
+    shortlists = Shortlists()
 
     for step in range(3 * KEPT):
-        shortlists.of(Choose((), cost_weight=step / 1000), those, Preference.BALANCED)
+        shortlists.put(step, shortlist(Choose((), cost_weight=step / 1000), Preference.BALANCED, (0.5, 1)))
 
     assert shortlists.kept <= KEPT
+    assert shortlists.get(3 * KEPT - 1) is not None

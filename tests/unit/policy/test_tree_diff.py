@@ -35,6 +35,7 @@ from services.domain.objects import (
     WarmupTensor,
 )
 from services.domain.strategies import (
+    CandidateRule,
     Cascade,
     CascadeStep,
     Combine,
@@ -118,7 +119,7 @@ CHOOSE = Route(Metadata("read"), Choose((RouteTarget("digits", "1.0.0"),), 2.0, 
 TARGET = RouteTarget("digits", "1.0.0")
 NAMED = RouteName("other")
 STRATEGIES: tuple[Strategy, ...] = (
-    Choose((TARGET,), 2.0, 0.1, 3.0),
+    Choose((TARGET,), 2.0, 0.1, 3.0, (CandidateRule("digits", {"a": "b"}, ("law",), ("easy",), 1, 9),)),
     Split((SplitTarget(TARGET, 100.0),), HashKey.TENANT),
     Shadow(TARGET, TARGET, 5.0, Budget(7, 60.0), 2),
     Fallback((TARGET, NAMED), {"y": StaticTensor((1,), b"12345678")}),
@@ -142,7 +143,7 @@ FULL_ROUTE = replace(
 EMPTY_POLICY = Policy(Metadata("standard"), ())
 FULL_POLICY = Policy(
     Metadata("standard"),
-    (Tier("gold", 1, 1.0, 2.0, 0.5, 3.0, 9, True, Preemption.NEVER, 4.0),),
+    (Tier("gold", 1, 1.0, 2.0, 0.5, 3.0, 9, True, Preemption.NEVER, 4.0, 0.02),),
     "For all.",
     "gold",
     RetryRules(5, 0.2),

@@ -15,7 +15,18 @@ from services.domain.clock import ManualClock
 from services.domain.errors import HostUnavailable, ModelFailed, Overloaded, YardError
 from services.domain.host import HostedModel, HostLoad, HostRecord, ModelLoad
 from services.domain.model import ModelKey, ModelState
-from services.domain.objects import Cache, Choose, Metadata, Object, Policy, Route, RouteTarget, Single, Tenant
+from services.domain.objects import (
+    Cache,
+    Choose,
+    Metadata,
+    Object,
+    Policy,
+    Route,
+    RouteTarget,
+    SegmentQuality,
+    Single,
+    Tenant,
+)
 from services.domain.request import InferCall, Preference, RouteOptions
 from services.domain.rng import KeyedRng
 from services.domain.service_class import OPEN, ServiceClass
@@ -100,7 +111,7 @@ class RandomHosts:
 
 
 MODELS = ("small", "large", "huge")
-TIERS = (Tier("gold", 1), Tier("silver", 3), Tier("bulk", 6, sheddable=True))
+TIERS = (Tier("gold", 1), Tier("silver", 3, exploration=0.1), Tier("bulk", 6, sheddable=True))
 
 BALANCED = {
     "turns": Balancing(BalancingStrategy.ROUND_ROBIN),
@@ -114,7 +125,10 @@ BALANCED = {
 def objects_of(generation: int) -> list[Object]:
     """Objects of a revision; quality and prices change with each."""
     versions = [
-        replace(rated(model, version, quality=0.5 + at / 10 + generation / 100, cost=10 * at + generation))
+        replace(
+            rated(model, version, quality=0.5 + at / 10 + generation / 100, cost=10 * at + generation),
+            segment_qualities=(SegmentQuality("", "language=de", 0.9 - at / 10),),
+        )
         for at, model in enumerate(MODELS)
         for version in ("1.0.0", "1.1.0")
     ]
@@ -239,6 +253,9 @@ class LoggedWorld:
                 idempotent=chance.random() < 0.9,
                 hedge=chance.random() < 0.9,
                 session=f"s{chance.randrange(9)}",
+                domain=chance.choice(("", "law")),
+                complexity=chance.choice(("", "", "hard")),
+                labels=chance.choice(((), (("language", "de"),))),
             )
         name = chance.choice(self.names)
         call = a_call(name, request_id=f"r{number}", options=options, timeout_s=chance.choice((None, 0.05)))

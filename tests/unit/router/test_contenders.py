@@ -1,7 +1,7 @@
 """Looking only at candidates that could win chooses what looking at all of them does."""
 
 import random
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -13,9 +13,8 @@ from services.domain.objects import Choose, Metadata, Object, Route, RouteTarget
 from services.domain.request import Preference, RouteOptions
 from services.domain.rng import KeyedRng
 from services.policy.balancing import Draw
-from services.policy.choosing import WORST
-from services.policy.shortlisting import Candidate, Place, Shortlists
-from services.router.destination import Destination
+from services.policy.complexity import Kind
+from services.policy.learning import Tables
 from services.router.host_book import HostBook
 from services.router.host_picking import Fleet
 from services.router.planning import Plan, Planner, Seen
@@ -23,14 +22,6 @@ from tests.fakes.objects import a_host, a_model
 from tests.unit.router.yards import a_call, a_snapshot, rated
 
 NOW_S = 100.0
-
-
-class Everything(Shortlists):
-    """Says of every candidate that it might be the best, in an order of its own."""
-
-    def of(self, strategy: Choose, candidates: Iterable[Candidate], prefer: Preference) -> list[Place]:
-        highest = (-WORST[0], -WORST[1], -WORST[2])
-        return [Place(highest, at) for at in reversed(range(len(list(candidates))))]
 
 
 class Yard:
@@ -57,7 +48,14 @@ class Yard:
         snapshot = a_snapshot(objects, records)
         self.book.turn_to(snapshot, 0.0)
         self.destination = snapshot.destination("pick")
-        self.planner = Planner(self.book, fleet, KeyedRng(0))
+        self.tables = Tables()
+        self.planner = Planner(self.book, fleet, KeyedRng(0), self.tables)
+        for option in self.destination.options:
+            for _ in range(chance.choice((0, 0, 1, 30))):
+                kind = Kind(chance.choice(("", "law")), "hard", ())
+                price = chance.choice((None, 50.0))
+                self.tables.labelled(option.key, kind, quality=chance.random(), cost_microusd=price)
+                self.tables.answered(option.key, kind, chance.random() / 50)
         for option in self.destination.options:
             for state in self.book.states(option):
                 state.base_s = chance.choice((0.001, 0.002, chance.random() / 100))
@@ -74,31 +72,36 @@ class Yard:
             min_quality=chance.choice((None, None, 0.6)),
             prefer=chance.choice(list(Preference)),
             zone=chance.choice(("", "", "b")),
+            domain=chance.choice(("", "law")),
+            complexity="hard",
         )
 
-    def plan(self, destination: Destination, options: RouteOptions, number: int, seen: Seen) -> Plan | YardError:
+    def plan(
+        self, options: RouteOptions, number: int, seen: Seen, only: Sequence[int] | None = None
+    ) -> Plan | YardError:
         excluded = ("h1",) if number % 3 == 0 else ()
         return self.planner.plan(
             a_call("pick", options=options),
-            destination,
+            self.destination,
             now_s=NOW_S,
             remaining_s=1.0 if number % 2 else 0.004,
-            draw=Draw(lambda: random.Random(number).getrandbits(64)),
+            draw=Draw(lambda _: random.Random(number).getrandbits(64)),
             excluded=excluded,
             seen=seen,
+            only=only,
         )
 
 
 @pytest.mark.parametrize("seed", range(60))
 def test_the_choice_is_that_of_looking_at_all(seed: int) -> None:
     yard = Yard(seed)
-    everything = replace(yard.destination, shortlists=Everything())
+    everything = range(len(yard.destination.options))
     for number in range(20):
         options = yard.options()
         few, all_of_them = Seen(), Seen()
 
-        plan = yard.plan(yard.destination, options, number, few)
-        full = yard.plan(everything, options, number, all_of_them)
+        plan = yard.plan(options, number, few)
+        full = yard.plan(options, number, all_of_them, everything)
 
         if isinstance(full, Plan):
             assert isinstance(plan, Plan)
@@ -114,6 +117,21 @@ def test_the_choice_is_that_of_looking_at_all(seed: int) -> None:
             assert len(few.looks) == len(yard.destination.options)
 
 
+def test_labels_change_who_is_looked_at() -> None:
+    yard = Yard(3)
+    options = RouteOptions(domain="law", complexity="hard")
+    yard.plan(options, 1, Seen())
+    option = yard.destination.options[-1]
+
+    for _ in range(2000):
+        yard.tables.labelled(option.key, Kind("law", "hard", ()), quality=1.0, cost_microusd=0.0)
+    seen = Seen()
+    yard.plan(options, 1, seen)
+
+    assert option in [look.option for look in seen.looks]
+    assert seen.learned_order == (len(seen.looks) < len(yard.destination.options))
+
+
 def test_a_candidate_that_cannot_win_is_not_looked_at() -> None:
     names = [f"m{at}" for at in range(50)]
     objects: list[Object] = [Route(Metadata("pick"), Choose(tuple(map(RouteTarget, names))))]
@@ -125,12 +143,12 @@ def test_a_candidate_that_cannot_win_is_not_looked_at() -> None:
     book, seen = HostBook(fleet), Seen()
     book.turn_to(snapshot, 0.0)
 
-    plan = Planner(book, fleet, KeyedRng(0)).plan(
+    plan = Planner(book, fleet, KeyedRng(0), Tables()).plan(
         a_call("pick"),
         snapshot.destination("pick"),
         now_s=0.0,
         remaining_s=30.0,
-        draw=Draw(lambda: 0),
+        draw=Draw(lambda _: 0),
         seen=seen,
     )
 

@@ -13,7 +13,7 @@ from services.chassis.delimited import framed
 from services.chassis.object_codec import object_to
 from services.domain.objects import Metadata, Tenant
 from services.domain.tenancy import RateLimit
-from services.policy import balancing, choosing, circuit
+from services.policy import balancing, circuit, exploring, learning
 from services.policy.scoring import VersionState
 from services.router import replay, replaying
 from services.router.destination import Option
@@ -141,11 +141,41 @@ async def test_another_constant_of_a_policy_is_found(tmp_path: Path, monkeypatch
     assert any(field.path.endswith("host") for field in found.first.fields)
 
 
+async def test_what_was_learned_is_a_fact_of_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = LoggedWorld(tmp_path)
+    await world.run(600)
+    learned = [each for entry in world.entries() for each in entry.choice.evidence if each.cell.time.weight > 1.0]
+    assert len(learned) > 50
+    assert world.replay().first is None
+
+    monkeypatch.setattr(learning, "SHRINKAGE", 40.0)
+
+    first = world.replay().first
+    assert first is not None
+    assert any(field.path.endswith(("service_s", "score")) for field in first.fields)
+
+
+async def test_what_was_tried_by_chance_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = LoggedWorld(tmp_path)
+    world.names = ("pick", "one")
+    await world.run(1500)
+    results = [entry.choice.result for entry in world.entries() if entry.WhichOneof("entry") == "choice"]
+    assert sum(result.reason.startswith("explored") for result in results) > 5
+    assert sum(result.candidates[0].HasField("propensity") for result in results if result.candidates) > 100
+    assert world.replay().first is None
+
+    monkeypatch.setattr(exploring, "SLACK", 1.0)
+
+    first = world.replay().first
+    assert first is not None
+    assert any(field.path.endswith("propensity") for field in first.fields)
+
+
 async def test_what_differs_is_named_field_by_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = LoggedWorld(tmp_path)
     await world.run(300)
 
-    monkeypatch.setattr(choosing, "LATE_SPREAD", 0.25)
+    monkeypatch.setattr(learning, "LATE_SPREAD", 0.25)
 
     first = world.replay().first
     assert first is not None

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from services.chassis.shared_counts import LocalCounts
 from services.domain.caching import CacheStatus
@@ -47,7 +48,7 @@ def rated(model: str, version: str = "1.0.0", *, quality: float | None = None, c
     return replace(a_version(model, version), quality=quality, cost_microusd=cost)
 
 
-def a_choice(name: str, *models: str, **fields: float) -> Route:
+def a_choice(name: str, *models: str, **fields: Any) -> Route:
     """A `choose` route over models."""
     return Route(Metadata(name), Choose(tuple(RouteTarget(model) for model in models), **fields))
 
@@ -94,6 +95,7 @@ class Notes:
     openings: list[tuple[str, str]] = field(default_factory=list)
     ejections: list[tuple[str, Reason]] = field(default_factory=list)
     hedges: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
 
     def chosen(self, decision: Decision, duration_s: float) -> None:
         """Keep nothing."""
@@ -133,6 +135,10 @@ class Notes:
     def looked_up(self, route: str, status: CacheStatus) -> None:
         """Keep it."""
         self.looks.append((route, status))
+
+    def labelled(self, outcome: str) -> None:
+        """Keep it."""
+        self.labels.append(outcome)
 
     def degraded(self, decision: Decision) -> None:
         """Keep its reason."""

@@ -43,6 +43,7 @@ class LogEntry(_message.Message):
     CHOICE_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
     GAP_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> Global___LogHeader:
         """What the file is; first."""
@@ -71,6 +72,10 @@ class LogEntry(_message.Message):
     def gap(self) -> Global___LogGap:
         """Entries are missing here."""
 
+    @_builtins.property
+    def label(self) -> Global___LogLabel:
+        """Somebody said how good an answer was, or what it cost."""
+
     def __init__(
         self,
         *,
@@ -81,12 +86,13 @@ class LogEntry(_message.Message):
         choice: Global___LogChoice | None = ...,
         outcome: Global___LogOutcome | None = ...,
         gap: Global___LogGap | None = ...,
+        label: Global___LogLabel | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "choice", b"choice", "entry", b"entry", "fleet", b"fleet", "gap", b"gap", "header", b"header", "outcome", b"outcome", "profile", b"profile"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "choice", b"choice", "entry", b"entry", "fleet", b"fleet", "gap", b"gap", "header", b"header", "label", b"label", "outcome", b"outcome", "profile", b"profile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "choice", b"choice", "entry", b"entry", "fleet", b"fleet", "gap", b"gap", "header", b"header", "outcome", b"outcome", "profile", b"profile"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "choice", b"choice", "entry", b"entry", "fleet", b"fleet", "gap", b"gap", "header", b"header", "label", b"label", "outcome", b"outcome", "profile", b"profile"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_entry: _TypeAlias = _typing.Literal["header", "fleet", "profile", "call", "choice", "outcome", "gap"]  # noqa: Y015
+    _WhichOneofReturnType_entry: _TypeAlias = _typing.Literal["header", "fleet", "profile", "call", "choice", "outcome", "gap", "label"]  # noqa: Y015
     _WhichOneofArgType_entry: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_entry) -> _WhichOneofReturnType_entry | None: ...
 
@@ -388,6 +394,9 @@ class LogChoice(_message.Message):
     SERVICE_CLASS_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    ERROR_BUDGET_LEFT_FIELD_NUMBER: _builtins.int
+    LEARNED_ORDER_FIELD_NUMBER: _builtins.int
     call: _builtins.int
     """The call's."""
     now_s: _builtins.float
@@ -400,6 +409,10 @@ class LogChoice(_message.Message):
     """Number of the profile that it was made for."""
     number: _builtins.int
     """Which attempt it is for, from 1; keys the chance."""
+    error_budget_left: _builtins.float
+    """What was left of the route's error budget, of 1; absent if it was not asked for, since the best is taken in any case."""
+    learned_order: _builtins.bool
+    """True if candidates were left out for what labels say of them; else for what the registry says alone, if any were."""
     @_builtins.property
     def target(self) -> _model_pb2.ModelKey:
         """Set if a strategy names the model itself, whatever routes are called like it; the version may be empty."""
@@ -420,6 +433,10 @@ class LogChoice(_message.Message):
     def result(self) -> Global___LogResult:
         """What came out."""
 
+    @_builtins.property
+    def evidence(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogEvidence]:
+        """What had been learned of the versions for such a call, where that is not what this file last said of the version."""
+
     def __init__(
         self,
         *,
@@ -434,14 +451,127 @@ class LogChoice(_message.Message):
         service_class: _service_class_pb2.ServiceClass | None = ...,
         states: _abc.Iterable[Global___LogState] | None = ...,
         result: Global___LogResult | None = ...,
+        evidence: _abc.Iterable[Global___LogEvidence] | None = ...,
+        error_budget_left: _builtins.float | None = ...,
+        learned_order: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "service_class", b"service_class", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_error_budget_left", b"_error_budget_left", "error_budget_left", b"error_budget_left", "result", b"result", "service_class", b"service_class", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "excluded", b"excluded", "now_s", b"now_s", "number", b"number", "profile", b"profile", "remaining_s", b"remaining_s", "result", b"result", "revision", b"revision", "service_class", b"service_class", "states", b"states", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_error_budget_left", b"_error_budget_left", "call", b"call", "error_budget_left", b"error_budget_left", "evidence", b"evidence", "excluded", b"excluded", "learned_order", b"learned_order", "now_s", b"now_s", "number", b"number", "profile", b"profile", "remaining_s", b"remaining_s", "result", b"result", "revision", b"revision", "service_class", b"service_class", "states", b"states", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__error_budget_left: _TypeAlias = _typing.Literal["error_budget_left"]  # noqa: Y015
+    _WhichOneofArgType__error_budget_left: _TypeAlias = _typing.Literal["_error_budget_left", b"_error_budget_left"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__error_budget_left) -> _WhichOneofReturnType__error_budget_left | None: ...
+
+Global___LogChoice: _TypeAlias = LogChoice  # noqa: Y015
+
+@_typing.final
+class LogEvidence(_message.Message):
+    """What answers and labels had taught of one version, for calls of one kind."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    CELL_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    USUAL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key(self) -> _model_pb2.ModelKey:
+        """The version."""
+
+    @_builtins.property
+    def cell(self) -> Global___LogSeen:
+        """Of its cell: the version, the call's domain and complexity."""
+
+    @_builtins.property
+    def domain(self) -> Global___LogSeen:
+        """Of the version and the domain."""
+
+    @_builtins.property
+    def usual(self) -> Global___LogMoments:
+        """Times of the version, whatever it was asked: logarithms of seconds."""
+
+    def __init__(
+        self,
+        *,
+        key: _model_pb2.ModelKey | None = ...,
+        cell: Global___LogSeen | None = ...,
+        domain: Global___LogSeen | None = ...,
+        usual: Global___LogMoments | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cell", b"cell", "domain", b"domain", "key", b"key", "usual", b"usual"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cell", b"cell", "domain", b"domain", "key", b"key", "usual", b"usual"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___LogChoice: _TypeAlias = LogChoice  # noqa: Y015
+Global___LogEvidence: _TypeAlias = LogEvidence  # noqa: Y015
+
+@_typing.final
+class LogSeen(_message.Message):
+    """What was seen in one place."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUALITY_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def quality(self) -> Global___LogMoments:
+        """Labels of quality."""
+
+    @_builtins.property
+    def cost(self) -> Global___LogMoments:
+        """Prices as labelled, in microdollars."""
+
+    @_builtins.property
+    def time(self) -> Global___LogMoments:
+        """Logarithms of compute times in seconds."""
+
+    def __init__(
+        self,
+        *,
+        quality: Global___LogMoments | None = ...,
+        cost: Global___LogMoments | None = ...,
+        time: Global___LogMoments | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "quality", b"quality", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "quality", b"quality", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogSeen: _TypeAlias = LogSeen  # noqa: Y015
+
+@_typing.final
+class LogMoments(_message.Message):
+    """Weighted mean and variance of what was seen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    VARIANCE_FIELD_NUMBER: _builtins.int
+    weight: _builtins.float
+    """How many observations it counts for."""
+    mean: _builtins.float
+    """The mean."""
+    variance: _builtins.float
+    """The variance."""
+    def __init__(
+        self,
+        *,
+        weight: _builtins.float = ...,
+        mean: _builtins.float = ...,
+        variance: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mean", b"mean", "variance", b"variance", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogMoments: _TypeAlias = LogMoments  # noqa: Y015
 
 @_typing.final
 class LogResult(_message.Message):
@@ -662,6 +792,12 @@ class LogCandidate(_message.Message):
     HOST_FIELD_NUMBER: _builtins.int
     PREDICTED_S_FIELD_NUMBER: _builtins.int
     PENALTY_S_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
+    COST_MICROUSD_FIELD_NUMBER: _builtins.int
+    SERVICE_S_FIELD_NUMBER: _builtins.int
+    P95_S_FIELD_NUMBER: _builtins.int
+    LATE_FIELD_NUMBER: _builtins.int
+    PROPENSITY_FIELD_NUMBER: _builtins.int
     filtered: _builtins.str
     """Why it could not be chosen; empty if it could."""
     score: _builtins.float
@@ -672,6 +808,18 @@ class LogCandidate(_message.Message):
     """Seconds to the answer there, as predicted."""
     penalty_s: _builtins.float
     """What recent failures of that host add."""
+    quality: _builtins.float
+    """Quality expected for such a call; absent if nothing is known, or versions were not compared."""
+    cost_microusd: _builtins.float
+    """Price expected."""
+    service_s: _builtins.float
+    """Mean time that it computes."""
+    p95_s: _builtins.float
+    """95th percentile of that."""
+    late: _builtins.float
+    """Chance that its answer would come too late; absent where it was not compared."""
+    propensity: _builtins.float
+    """Chance that it is chosen; absent where the best is in any case."""
     @_builtins.property
     def key(self) -> _model_pb2.ModelKey:
         """The version."""
@@ -685,12 +833,29 @@ class LogCandidate(_message.Message):
         host: _builtins.str = ...,
         predicted_s: _builtins.float = ...,
         penalty_s: _builtins.float = ...,
+        quality: _builtins.float | None = ...,
+        cost_microusd: _builtins.float = ...,
+        service_s: _builtins.float = ...,
+        p95_s: _builtins.float = ...,
+        late: _builtins.float | None = ...,
+        propensity: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_late", b"_late", "_propensity", b"_propensity", "_quality", b"_quality", "key", b"key", "late", b"late", "propensity", b"propensity", "quality", b"quality"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filtered", b"filtered", "host", b"host", "key", b"key", "penalty_s", b"penalty_s", "predicted_s", b"predicted_s", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_late", b"_late", "_propensity", b"_propensity", "_quality", b"_quality", "cost_microusd", b"cost_microusd", "filtered", b"filtered", "host", b"host", "key", b"key", "late", b"late", "p95_s", b"p95_s", "penalty_s", b"penalty_s", "predicted_s", b"predicted_s", "propensity", b"propensity", "quality", b"quality", "score", b"score", "service_s", b"service_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__late: _TypeAlias = _typing.Literal["late"]  # noqa: Y015
+    _WhichOneofArgType__late: _TypeAlias = _typing.Literal["_late", b"_late"]  # noqa: Y015
+    _WhichOneofReturnType__propensity: _TypeAlias = _typing.Literal["propensity"]  # noqa: Y015
+    _WhichOneofArgType__propensity: _TypeAlias = _typing.Literal["_propensity", b"_propensity"]  # noqa: Y015
+    _WhichOneofReturnType__quality: _TypeAlias = _typing.Literal["quality"]  # noqa: Y015
+    _WhichOneofArgType__quality: _TypeAlias = _typing.Literal["_quality", b"_quality"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__late) -> _WhichOneofReturnType__late | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__propensity) -> _WhichOneofReturnType__propensity | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__quality) -> _WhichOneofReturnType__quality | None: ...
 
 Global___LogCandidate: _TypeAlias = LogCandidate  # noqa: Y015
 
@@ -719,7 +884,7 @@ class LogOutcome(_message.Message):
     arm: _builtins.str
     """Came out of a split: the part that the call fell into; empty if there was none."""
     propensity: _builtins.float
-    """Its chance."""
+    """Its chance. Without an arm: that of the version that answered, where other candidates are tried too."""
     queue_s: _builtins.float
     """Seconds in the host's queue; absent if there is no answer of a host."""
     compute_s: _builtins.float
@@ -794,6 +959,77 @@ class LogAttempt(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LogAttempt: _TypeAlias = LogAttempt  # noqa: Y015
+
+@_typing.final
+class LogLabel(_message.Message):
+    """A label of a call, perhaps of one that another router answered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    NOW_S_FIELD_NUMBER: _builtins.int
+    ROUTE_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    COMPLEXITY_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    SEGMENT_FIELD_NUMBER: _builtins.int
+    COST_MICROUSD_FIELD_NUMBER: _builtins.int
+    LEARNED_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The call's id."""
+    now_s: _builtins.float
+    """When it came."""
+    route: _builtins.str
+    """The route of the call; empty if it is not known here."""
+    domain: _builtins.str
+    """What the call was about."""
+    complexity: _builtins.str
+    """How hard it was; empty if nobody said, and no versions were compared."""
+    quality: _builtins.float
+    """How good the answer was, in [0, 1]."""
+    metric: _builtins.str
+    """What that measures; empty: what the version's quality measures."""
+    segment: _builtins.str
+    """Whom or what it holds for."""
+    cost_microusd: _builtins.float
+    """What the call cost, in microdollars."""
+    learned: _builtins.bool
+    """Whether it was learned."""
+    @_builtins.property
+    def key(self) -> _model_pb2.ModelKey:
+        """The version that answered."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        now_s: _builtins.float = ...,
+        route: _builtins.str = ...,
+        key: _model_pb2.ModelKey | None = ...,
+        domain: _builtins.str = ...,
+        complexity: _builtins.str = ...,
+        quality: _builtins.float | None = ...,
+        metric: _builtins.str = ...,
+        segment: _builtins.str = ...,
+        cost_microusd: _builtins.float | None = ...,
+        learned: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_microusd", b"_cost_microusd", "_quality", b"_quality", "cost_microusd", b"cost_microusd", "key", b"key", "quality", b"quality"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_microusd", b"_cost_microusd", "_quality", b"_quality", "complexity", b"complexity", "cost_microusd", b"cost_microusd", "domain", b"domain", "key", b"key", "learned", b"learned", "metric", b"metric", "now_s", b"now_s", "quality", b"quality", "request_id", b"request_id", "route", b"route", "segment", b"segment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cost_microusd: _TypeAlias = _typing.Literal["cost_microusd"]  # noqa: Y015
+    _WhichOneofArgType__cost_microusd: _TypeAlias = _typing.Literal["_cost_microusd", b"_cost_microusd"]  # noqa: Y015
+    _WhichOneofReturnType__quality: _TypeAlias = _typing.Literal["quality"]  # noqa: Y015
+    _WhichOneofArgType__quality: _TypeAlias = _typing.Literal["_quality", b"_quality"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cost_microusd) -> _WhichOneofReturnType__cost_microusd | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__quality) -> _WhichOneofReturnType__quality | None: ...
+
+Global___LogLabel: _TypeAlias = LogLabel  # noqa: Y015
 
 @_typing.final
 class LogGap(_message.Message):

@@ -443,6 +443,7 @@ class InferRequest(_message.Message):
     def parameters(self) -> _containers.MessageMap[_builtins.str, Global___InferParameter]:
         """Request parameters: timeout (microseconds), max_cost_microusd, min_quality,
         priority, tier, session, sequence_id, cache (bypass or refresh). Unknown names are ignored.
+        priority, tier, session, sequence_id, domain, complexity. Unknown names are ignored.
         """
 
     @_builtins.property
@@ -627,6 +628,26 @@ class RouteOptions(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     MAX_COST_MICROUSD_FIELD_NUMBER: _builtins.int
     MIN_QUALITY_FIELD_NUMBER: _builtins.int
     PREFER_FIELD_NUMBER: _builtins.int
@@ -639,6 +660,9 @@ class RouteOptions(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     CACHE_FIELD_NUMBER: _builtins.int
     HEDGE_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    COMPLEXITY_FIELD_NUMBER: _builtins.int
     max_cost_microusd: _builtins.int
     """Leave out candidates that cost more per call, in millionths of a US dollar."""
     min_quality: _builtins.float
@@ -671,6 +695,20 @@ class RouteOptions(_message.Message):
     """False keeps the call from being sent to a second host while the first is slow to answer, whatever the policy says.
     Default true. Answers in pieces never are.
     """
+    domain: _builtins.str
+    """What it is about, such as `law`; also the request parameter `domain`. Quality and times are learned for each. At most
+    64 characters in one line; empty says nothing.
+    """
+    complexity: _builtins.str
+    """How hard it is, such as `hard`; also the request parameter `complexity`. At most 64 characters in one line; empty: by
+    the size of its inputs.
+    """
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Whom or what it is for, such as `language` and `de`: where a version's quality differs by segment, that of these
+        holds. At most 16; keys of at most 64 characters, values of at most 128, one line each.
+        """
+
     def __init__(
         self,
         *,
@@ -686,10 +724,13 @@ class RouteOptions(_message.Message):
         session: _builtins.str = ...,
         cache: Global___CachePolicy.ValueType = ...,
         hedge: _builtins.bool | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        domain: _builtins.str = ...,
+        complexity: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_hedge", b"_hedge", "_idempotent", b"_idempotent", "_max_cost_microusd", b"_max_cost_microusd", "_min_quality", b"_min_quality", "hedge", b"hedge", "idempotent", b"idempotent", "max_cost_microusd", b"max_cost_microusd", "min_quality", b"min_quality"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hedge", b"_hedge", "_idempotent", b"_idempotent", "_max_cost_microusd", b"_max_cost_microusd", "_min_quality", b"_min_quality", "cache", b"cache", "explain", b"explain", "hedge", b"hedge", "idempotent", b"idempotent", "max_cost_microusd", b"max_cost_microusd", "min_quality", b"min_quality", "prefer", b"prefer", "priority", b"priority", "session", b"session", "tenant", b"tenant", "tier", b"tier", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hedge", b"_hedge", "_idempotent", b"_idempotent", "_max_cost_microusd", b"_max_cost_microusd", "_min_quality", b"_min_quality", "cache", b"cache", "complexity", b"complexity", "domain", b"domain", "explain", b"explain", "hedge", b"hedge", "idempotent", b"idempotent", "labels", b"labels", "max_cost_microusd", b"max_cost_microusd", "min_quality", b"min_quality", "prefer", b"prefer", "priority", b"priority", "session", b"session", "tenant", b"tenant", "tier", b"tier", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__hedge: _TypeAlias = _typing.Literal["hedge"]  # noqa: Y015
     _WhichOneofArgType__hedge: _TypeAlias = _typing.Literal["_hedge", b"_hedge"]  # noqa: Y015
@@ -743,6 +784,9 @@ class Decision(_message.Message):
     CACHE_FIELD_NUMBER: _builtins.int
     CACHE_AGE_FIELD_NUMBER: _builtins.int
     PROBE_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    COMPLEXITY_FIELD_NUMBER: _builtins.int
+    EXPLORED_FIELD_NUMBER: _builtins.int
     route: _builtins.str
     """The route (or model) the caller named."""
     model: _builtins.str
@@ -764,7 +808,9 @@ class Decision(_message.Message):
     cost_microusd: _builtins.int
     """Price of the call, in millionths of a US dollar: of every version that answered on the way."""
     quality: _builtins.float
-    """Quality expected of the version, in [0, 1]; absent if the registry knows none."""
+    """Quality expected of the version for such a call, in [0, 1]: the registry's, and where the route chooses what labels
+    have taught. Absent if nothing is known.
+    """
     deadline_source: Global___DeadlineSource.ValueType
     """Where that deadline came from."""
     trace_id: _builtins.str
@@ -774,7 +820,7 @@ class Decision(_message.Message):
     arm: _builtins.str
     """Of a split: the part that the call fell into, as `model` or `model:version`."""
     propensity: _builtins.float
-    """Of a split: the chance of that part, in [0, 1]."""
+    """Of a split: the chance of that part, in [0, 1]. Of a `choose` route, where the tier's calls explore: of the version."""
     degraded_reason: _builtins.str
     """Why this is not the answer that the route would rather give; empty if it is."""
     refusal: _builtins.str
@@ -785,6 +831,14 @@ class Decision(_message.Message):
     """
     probe: _builtins.bool
     """Whether the host was one that had been in trouble, and the call was let through to see."""
+    domain: _builtins.str
+    """What the call was about, as the caller said; only where versions were compared."""
+    complexity: _builtins.str
+    """How hard it was, as the caller said, or else its size for the version: `ELEMENTSxROWS`, elements of one row and rows,
+    each up to the next power of four. Only where versions were compared.
+    """
+    explored: _builtins.bool
+    """Another candidate than the best was tried, by chance; `propensity` is its."""
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
         """Every attempt, in order; the last one answered."""
@@ -843,10 +897,13 @@ class Decision(_message.Message):
         cache: Global___CacheStatus.ValueType = ...,
         cache_age: _duration_pb2.Duration | None = ...,
         probe: _builtins.bool = ...,
+        domain: _builtins.str = ...,
+        complexity: _builtins.str = ...,
+        explored: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_propensity", b"_propensity", "_quality", b"_quality", "cache_age", b"cache_age", "deadline", b"deadline", "propensity", b"propensity", "quality", b"quality", "service_class", b"service_class", "stages", b"stages"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_propensity", b"_propensity", "_quality", b"_quality", "arm", b"arm", "attempts", b"attempts", "batch_size", b"batch_size", "cache", b"cache", "cache_age", b"cache_age", "candidates", b"candidates", "cost_microusd", b"cost_microusd", "deadline", b"deadline", "deadline_source", b"deadline_source", "degraded_reason", b"degraded_reason", "host", b"host", "model", b"model", "probe", b"probe", "propensity", b"propensity", "quality", b"quality", "reason", b"reason", "refusal", b"refusal", "registry_revision", b"registry_revision", "request_id", b"request_id", "route", b"route", "service_class", b"service_class", "stages", b"stages", "steps", b"steps", "strategy", b"strategy", "trace_id", b"trace_id", "version", b"version", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_propensity", b"_propensity", "_quality", b"_quality", "arm", b"arm", "attempts", b"attempts", "batch_size", b"batch_size", "cache", b"cache", "cache_age", b"cache_age", "candidates", b"candidates", "complexity", b"complexity", "cost_microusd", b"cost_microusd", "deadline", b"deadline", "deadline_source", b"deadline_source", "degraded_reason", b"degraded_reason", "domain", b"domain", "explored", b"explored", "host", b"host", "model", b"model", "probe", b"probe", "propensity", b"propensity", "quality", b"quality", "reason", b"reason", "refusal", b"refusal", "registry_revision", b"registry_revision", "request_id", b"request_id", "route", b"route", "service_class", b"service_class", "stages", b"stages", "steps", b"steps", "strategy", b"strategy", "trace_id", b"trace_id", "version", b"version", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__propensity: _TypeAlias = _typing.Literal["propensity"]  # noqa: Y015
     _WhichOneofArgType__propensity: _TypeAlias = _typing.Literal["_propensity", b"_propensity"]  # noqa: Y015
@@ -1009,6 +1066,12 @@ class Candidate(_message.Message):
     COST_MICROUSD_FIELD_NUMBER: _builtins.int
     PREDICTED_FIELD_NUMBER: _builtins.int
     HOSTS_FIELD_NUMBER: _builtins.int
+    SERVICE_TIME_FIELD_NUMBER: _builtins.int
+    SERVICE_TIME_P95_FIELD_NUMBER: _builtins.int
+    LATE_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    PROPENSITY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model."""
     version: _builtins.str
@@ -1020,7 +1083,15 @@ class Candidate(_message.Message):
     quality: _builtins.float
     """Expected quality, in [0, 1]; absent if unknown."""
     cost_microusd: _builtins.int
-    """Price of one call."""
+    """Expected price of one call."""
+    late: _builtins.float
+    """Chance that its answer would come too late, in [0, 1]; absent where it was not compared."""
+    labels: _builtins.float
+    """Labels that speak of its quality here, old ones for less; 0: the quality is the registry's."""
+    answers: _builtins.float
+    """Answers to such calls that speak of its times, old ones for less."""
+    propensity: _builtins.float
+    """Chance that it is chosen; absent where the best is in any case."""
     @_builtins.property
     def predicted(self) -> _duration_pb2.Duration:
         """Predicted time to the answer on its best host."""
@@ -1028,6 +1099,14 @@ class Candidate(_message.Message):
     @_builtins.property
     def hosts(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostScore]:
         """Hosts that have it ready, with their scores."""
+
+    @_builtins.property
+    def service_time(self) -> _duration_pb2.Duration:
+        """Mean time that it computes for such a call, as learned; absent where versions were not compared."""
+
+    @_builtins.property
+    def service_time_p95(self) -> _duration_pb2.Duration:
+        """95th percentile of that."""
 
     def __init__(
         self,
@@ -1040,13 +1119,28 @@ class Candidate(_message.Message):
         cost_microusd: _builtins.int = ...,
         predicted: _duration_pb2.Duration | None = ...,
         hosts: _abc.Iterable[Global___HostScore] | None = ...,
+        service_time: _duration_pb2.Duration | None = ...,
+        service_time_p95: _duration_pb2.Duration | None = ...,
+        late: _builtins.float | None = ...,
+        labels: _builtins.float = ...,
+        answers: _builtins.float = ...,
+        propensity: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_quality", b"_quality", "predicted", b"predicted", "quality", b"quality"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_late", b"_late", "_propensity", b"_propensity", "_quality", b"_quality", "late", b"late", "predicted", b"predicted", "propensity", b"propensity", "quality", b"quality", "service_time", b"service_time", "service_time_p95", b"service_time_p95"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_quality", b"_quality", "cost_microusd", b"cost_microusd", "filtered", b"filtered", "hosts", b"hosts", "model", b"model", "predicted", b"predicted", "quality", b"quality", "score", b"score", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_late", b"_late", "_propensity", b"_propensity", "_quality", b"_quality", "answers", b"answers", "cost_microusd", b"cost_microusd", "filtered", b"filtered", "hosts", b"hosts", "labels", b"labels", "late", b"late", "model", b"model", "predicted", b"predicted", "propensity", b"propensity", "quality", b"quality", "score", b"score", "service_time", b"service_time", "service_time_p95", b"service_time_p95", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__late: _TypeAlias = _typing.Literal["late"]  # noqa: Y015
+    _WhichOneofArgType__late: _TypeAlias = _typing.Literal["_late", b"_late"]  # noqa: Y015
+    _WhichOneofReturnType__propensity: _TypeAlias = _typing.Literal["propensity"]  # noqa: Y015
+    _WhichOneofArgType__propensity: _TypeAlias = _typing.Literal["_propensity", b"_propensity"]  # noqa: Y015
     _WhichOneofReturnType__quality: _TypeAlias = _typing.Literal["quality"]  # noqa: Y015
     _WhichOneofArgType__quality: _TypeAlias = _typing.Literal["_quality", b"_quality"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__late) -> _WhichOneofReturnType__late | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__propensity) -> _WhichOneofReturnType__propensity | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__quality) -> _WhichOneofReturnType__quality | None: ...
 
 Global___Candidate: _TypeAlias = Candidate  # noqa: Y015
@@ -1104,6 +1198,109 @@ class HostScore(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HostScore: _TypeAlias = HostScore  # noqa: Y015
+
+@_typing.final
+class FeedbackRequest(_message.Message):
+    """A label of one call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    SEGMENT_FIELD_NUMBER: _builtins.int
+    COST_MICROUSD_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    COMPLEXITY_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The call's id, as in its Decision."""
+    quality: _builtins.float
+    """How good the answer was, in [0, 1]."""
+    metric: _builtins.str
+    """What `quality` measures; empty, or the version's quality_metric: learned. Any other is kept in the decision log only.
+    At most 64 characters in one line.
+    """
+    segment: _builtins.str
+    """Whom or what it holds for, such as `language=de`; for the decision log. At most 128 characters in one line."""
+    cost_microusd: _builtins.float
+    """What the call cost, in millionths of a US dollar, where that is not the version's price. One of this and `quality` is set."""
+    model: _builtins.str
+    """The model that answered, as in the Decision; empty: as known here."""
+    version: _builtins.str
+    """The version that answered, as in the Decision; set together with `model`."""
+    domain: _builtins.str
+    """What the call was about, as in the Decision. Only beside `model`."""
+    complexity: _builtins.str
+    """How hard it was, as in the Decision. Only beside `model`."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        quality: _builtins.float | None = ...,
+        metric: _builtins.str = ...,
+        segment: _builtins.str = ...,
+        cost_microusd: _builtins.float | None = ...,
+        model: _builtins.str = ...,
+        version: _builtins.str = ...,
+        domain: _builtins.str = ...,
+        complexity: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_microusd", b"_cost_microusd", "_quality", b"_quality", "cost_microusd", b"cost_microusd", "quality", b"quality"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_microusd", b"_cost_microusd", "_quality", b"_quality", "complexity", b"complexity", "cost_microusd", b"cost_microusd", "domain", b"domain", "metric", b"metric", "model", b"model", "quality", b"quality", "request_id", b"request_id", "segment", b"segment", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cost_microusd: _TypeAlias = _typing.Literal["cost_microusd"]  # noqa: Y015
+    _WhichOneofArgType__cost_microusd: _TypeAlias = _typing.Literal["_cost_microusd", b"_cost_microusd"]  # noqa: Y015
+    _WhichOneofReturnType__quality: _TypeAlias = _typing.Literal["quality"]  # noqa: Y015
+    _WhichOneofArgType__quality: _TypeAlias = _typing.Literal["_quality", b"_quality"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cost_microusd) -> _WhichOneofReturnType__cost_microusd | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__quality) -> _WhichOneofReturnType__quality | None: ...
+
+Global___FeedbackRequest: _TypeAlias = FeedbackRequest  # noqa: Y015
+
+@_typing.final
+class FeedbackResponse(_message.Message):
+    """What became of a label."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    LEARNED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model that it is of."""
+    version: _builtins.str
+    """The version that it is of."""
+    learned: _builtins.bool
+    """Whether it was learned."""
+    reason: _builtins.str
+    """Why not; empty if it was."""
+    quality: _builtins.float
+    """Quality expected of the version for such calls from now on; absent if nothing is known."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.str = ...,
+        learned: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        quality: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_quality", b"_quality", "quality", b"quality"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_quality", b"_quality", "learned", b"learned", "model", b"model", "quality", b"quality", "reason", b"reason", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__quality: _TypeAlias = _typing.Literal["quality"]  # noqa: Y015
+    _WhichOneofArgType__quality: _TypeAlias = _typing.Literal["_quality", b"_quality"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__quality) -> _WhichOneofReturnType__quality | None: ...
+
+Global___FeedbackResponse: _TypeAlias = FeedbackResponse  # noqa: Y015
 
 @_typing.final
 class InferStreamRequest(_message.Message):

@@ -55,6 +55,11 @@ class InferenceServiceStub:
                 request_serializer=modelyard_dot_inference_dot_v1_dot_inference__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=modelyard_dot_inference_dot_v1_dot_inference__pb2.ExplainResponse.FromString,
                 _registered_method=True)
+        self.Feedback = channel.unary_unary(
+                '/modelyard.inference.v1.InferenceService/Feedback',
+                request_serializer=modelyard_dot_inference_dot_v1_dot_inference__pb2.FeedbackRequest.SerializeToString,
+                response_deserializer=modelyard_dot_inference_dot_v1_dot_inference__pb2.FeedbackResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer:
@@ -113,6 +118,21 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Feedback(self, request, context):
+        """Takes a label: how good an answer was, or what it cost, said afterwards by somebody who knows.
+
+        Where versions are compared for later calls, what is expected of the one that answered follows its labels. A router
+        process knows its own last 65,536 answers by their request ids; of calls with the same id the latest. A label that may
+        reach another router, or another worker of the same one, says itself which version it is of, as the Decision said:
+        `model`, `version`, `domain` and `complexity`. It is learned where it arrives, and nowhere else.
+        Retry: yes; the same label of the same call counts once in a process. Statuses: OK; INVALID_ARGUMENT (no label, or a
+        version that was not the one that answered); NOT_FOUND (no such call is known here, and the label names no version, or
+        one that is not there); UNAVAILABLE (no view of the registry yet); DEADLINE_EXCEEDED; CANCELLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -135,6 +155,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=modelyard_dot_inference_dot_v1_dot_inference__pb2.ExplainRequest.FromString,
                     response_serializer=modelyard_dot_inference_dot_v1_dot_inference__pb2.ExplainResponse.SerializeToString,
+            ),
+            'Feedback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Feedback,
+                    request_deserializer=modelyard_dot_inference_dot_v1_dot_inference__pb2.FeedbackRequest.FromString,
+                    response_serializer=modelyard_dot_inference_dot_v1_dot_inference__pb2.FeedbackResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -246,6 +271,33 @@ class InferenceService:
             '/modelyard.inference.v1.InferenceService/Explain',
             modelyard_dot_inference_dot_v1_dot_inference__pb2.ExplainRequest.SerializeToString,
             modelyard_dot_inference_dot_v1_dot_inference__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Feedback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelyard.inference.v1.InferenceService/Feedback',
+            modelyard_dot_inference_dot_v1_dot_inference__pb2.FeedbackRequest.SerializeToString,
+            modelyard_dot_inference_dot_v1_dot_inference__pb2.FeedbackResponse.FromString,
             options,
             channel_credentials,
             insecure,

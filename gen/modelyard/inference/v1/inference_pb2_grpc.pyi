@@ -69,6 +69,17 @@ class InferenceServiceStub:
 
     Retry: yes, always. Statuses: OK; INVALID_ARGUMENT; NOT_FOUND; DEADLINE_EXCEEDED; CANCELLED.
     """
+    Feedback: _grpc.UnaryUnaryMultiCallable[_inference_pb2.FeedbackRequest, _inference_pb2.FeedbackResponse]
+    """Takes a label: how good an answer was, or what it cost, said afterwards by somebody who knows.
+
+    Where versions are compared for later calls, what is expected of the one that answered follows its labels. A router
+    process knows its own last 65,536 answers by their request ids; of calls with the same id the latest. A label that may
+    reach another router, or another worker of the same one, says itself which version it is of, as the Decision said:
+    `model`, `version`, `domain` and `complexity`. It is learned where it arrives, and nowhere else.
+    Retry: yes; the same label of the same call counts once in a process. Statuses: OK; INVALID_ARGUMENT (no label, or a
+    version that was not the one that answered); NOT_FOUND (no such call is known here, and the label names no version, or
+    one that is not there); UNAVAILABLE (no view of the registry yet); DEADLINE_EXCEEDED; CANCELLED.
+    """
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -110,6 +121,17 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Says what Infer would choose for this request, and why. Runs nothing.
 
     Retry: yes, always. Statuses: OK; INVALID_ARGUMENT; NOT_FOUND; DEADLINE_EXCEEDED; CANCELLED.
+    """
+    Feedback: _aio.UnaryUnaryMultiCallable[_inference_pb2.FeedbackRequest, _inference_pb2.FeedbackResponse]  # type: ignore[assignment]
+    """Takes a label: how good an answer was, or what it cost, said afterwards by somebody who knows.
+
+    Where versions are compared for later calls, what is expected of the one that answered follows its labels. A router
+    process knows its own last 65,536 answers by their request ids; of calls with the same id the latest. A label that may
+    reach another router, or another worker of the same one, says itself which version it is of, as the Decision said:
+    `model`, `version`, `domain` and `complexity`. It is learned where it arrives, and nowhere else.
+    Retry: yes; the same label of the same call counts once in a process. Statuses: OK; INVALID_ARGUMENT (no label, or a
+    version that was not the one that answered); NOT_FOUND (no such call is known here, and the label names no version, or
+    one that is not there); UNAVAILABLE (no view of the registry yet); DEADLINE_EXCEEDED; CANCELLED.
     """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -173,6 +195,23 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Says what Infer would choose for this request, and why. Runs nothing.
 
         Retry: yes, always. Statuses: OK; INVALID_ARGUMENT; NOT_FOUND; DEADLINE_EXCEEDED; CANCELLED.
+        """
+
+    @_abc_1.abstractmethod
+    def Feedback(
+        self,
+        request: _inference_pb2.FeedbackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.FeedbackResponse, _abc.Awaitable[_inference_pb2.FeedbackResponse]]:
+        """Takes a label: how good an answer was, or what it cost, said afterwards by somebody who knows.
+
+        Where versions are compared for later calls, what is expected of the one that answered follows its labels. A router
+        process knows its own last 65,536 answers by their request ids; of calls with the same id the latest. A label that may
+        reach another router, or another worker of the same one, says itself which version it is of, as the Decision said:
+        `model`, `version`, `domain` and `complexity`. It is learned where it arrives, and nowhere else.
+        Retry: yes; the same label of the same call counts once in a process. Statuses: OK; INVALID_ARGUMENT (no label, or a
+        version that was not the one that answered); NOT_FOUND (no such call is known here, and the label names no version, or
+        one that is not there); UNAVAILABLE (no view of the registry yet); DEADLINE_EXCEEDED; CANCELLED.
         """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1246,6 +1246,7 @@ class Choose(_message.Message):
     QUALITY_WEIGHT_FIELD_NUMBER: _builtins.int
     COST_WEIGHT_FIELD_NUMBER: _builtins.int
     LATENCY_WEIGHT_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
     quality_weight: _builtins.float
     """Worth of quality 1. Unset or 0: 1."""
     cost_weight: _builtins.float
@@ -1256,6 +1257,12 @@ class Choose(_message.Message):
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___RouteTarget]:
         """At least one."""
 
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___CandidateRule]:
+        """Which calls candidates are for; at most 64. A candidate with several takes what one of them allows, one without any takes
+        every call.
+        """
+
     def __init__(
         self,
         *,
@@ -1263,14 +1270,83 @@ class Choose(_message.Message):
         quality_weight: _builtins.float = ...,
         cost_weight: _builtins.float = ...,
         latency_weight: _builtins.float = ...,
+        rules: _abc.Iterable[Global___CandidateRule] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "cost_weight", b"cost_weight", "latency_weight", b"latency_weight", "quality_weight", b"quality_weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "cost_weight", b"cost_weight", "latency_weight", b"latency_weight", "quality_weight", b"quality_weight", "rules", b"rules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Choose: _TypeAlias = Choose  # noqa: Y015
+
+@_typing.final
+class CandidateRule(_message.Message):
+    """Which calls a candidate is for: all that is set has to hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    DOMAINS_FIELD_NUMBER: _builtins.int
+    COMPLEXITIES_FIELD_NUMBER: _builtins.int
+    MIN_ELEMENTS_FIELD_NUMBER: _builtins.int
+    MAX_ELEMENTS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model, one of the candidates, in all of its versions."""
+    min_elements: _builtins.int
+    """Fewest elements of one row over all inputs, for the model's own schema; a text counts an element for 4 bytes. 0: any."""
+    max_elements: _builtins.int
+    """Most elements of one row. 0: any."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels that the call has (RouteOptions.labels), such as `content_type` and `image/png`; an empty value is any. At most 32."""
+
+    @_builtins.property
+    def domains(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Domains, one of which the call is of. At most 32."""
+
+    @_builtins.property
+    def complexities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Complexities, one of which the call declares. At most 32."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        domains: _abc.Iterable[_builtins.str] | None = ...,
+        complexities: _abc.Iterable[_builtins.str] | None = ...,
+        min_elements: _builtins.int = ...,
+        max_elements: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complexities", b"complexities", "domains", b"domains", "labels", b"labels", "max_elements", b"max_elements", "min_elements", b"min_elements", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CandidateRule: _TypeAlias = CandidateRule  # noqa: Y015
 
 @_typing.final
 class Split(_message.Message):

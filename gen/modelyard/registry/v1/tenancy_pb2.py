@@ -25,41 +25,41 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#modelyard/registry/v1/tenancy.proto\x12\x15modelyard.registry.v1\x1a\x1egoogle/protobuf/duration.proto\"\xe5\x02\n\nPolicySpec\x12\x13\n\x0b\x64\x65scription\x18\x01 \x01(\t\x12*\n\x05tiers\x18\x02 \x03(\x0b\x32\x1b.modelyard.registry.v1.Tier\x12\x14\n\x0c\x64\x65\x66\x61ult_tier\x18\x03 \x01(\t\x12\x30\n\x05retry\x18\x04 \x01(\x0b\x32!.modelyard.registry.v1.RetryRules\x12\x30\n\x05hedge\x18\x05 \x01(\x0b\x32!.modelyard.registry.v1.HedgeRules\x12\x30\n\x05price\x18\x06 \x01(\x0b\x32!.modelyard.registry.v1.PriceRules\x12\x33\n\tbalancing\x18\x07 \x01(\x0b\x32 .modelyard.registry.v1.Balancing\x12\x35\n\nprotection\x18\x08 \x01(\x0b\x32!.modelyard.registry.v1.Protection\"\xd8\x02\n\x04Tier\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rpriority_band\x18\x02 \x01(\x05\x12\x32\n\x0f\x64\x65\x66\x61ult_timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bmax_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0ereserved_share\x18\x05 \x01(\x01\x12\x13\n\x06weight\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rmax_in_flight\x18\x07 \x01(\x05\x12\x11\n\tsheddable\x18\x08 \x01(\x08\x12\x35\n\npreemption\x18\t \x01(\x0e\x32!.modelyard.registry.v1.Preemption\x12\x1b\n\x0equality_weight\x18\n \x01(\x01H\x01\x88\x01\x01\x42\t\n\x07_weightB\x11\n\x0f_quality_weight\"\xb2\x01\n\tBalancing\x12:\n\x08strategy\x18\x01 \x01(\x0e\x32(.modelyard.registry.v1.BalancingStrategy\x12\x38\n\x08\x61\x66\x66inity\x18\x02 \x01(\x0b\x32&.modelyard.registry.v1.SessionAffinity\x12/\n\x05zones\x18\x03 \x01(\x0b\x32 .modelyard.registry.v1.ZoneSpill\"L\n\x0fSessionAffinity\x12\x0f\n\x07\x65nabled\x18\x01 \x01(\x08\x12\x18\n\x0bload_factor\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x0e\n\x0c_load_factor\"^\n\tZoneSpill\x12\x17\n\nhysteresis\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12)\n\x06margin\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\r\n\x0b_hysteresis\"N\n\nRetryRules\x12\x14\n\x0cmax_attempts\x18\x01 \x01(\x05\x12\x19\n\x0c\x62udget_share\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x0f\n\r_budget_share\"M\n\nHedgeRules\x12\x0f\n\x07\x65nabled\x18\x01 \x01(\x08\x12\x1b\n\x0e\x61\x66ter_quantile\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x11\n\x0f_after_quantile\"\x9e\x01\n\nProtection\x12\x16\n\tpenalties\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x15\n\x08\x65jection\x18\x02 \x01(\x08H\x01\x88\x01\x01\x12\x15\n\x08\x63ircuits\x18\x03 \x01(\x08H\x02\x88\x01\x01\x12\x15\n\x08shedding\x18\x04 \x01(\x08H\x03\x88\x01\x01\x42\x0c\n\n_penaltiesB\x0b\n\t_ejectionB\x0b\n\t_circuitsB\x0b\n\t_shedding\"\xe1\x01\n\nPriceRules\x12\x18\n\x0b\x63ost_weight\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1c\n\x0fmax_cost_weight\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\x04step\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12+\n\x08interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1b\n\x0elatency_weight\x18\x05 \x01(\x01H\x03\x88\x01\x01\x42\x0e\n\x0c_cost_weightB\x12\n\x10_max_cost_weightB\x07\n\x05_stepB\x11\n\x0f_latency_weight\"\xf9\x01\n\nTenantSpec\x12\x13\n\x0b\x64\x65scription\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x0c\n\x04tier\x18\x03 \x01(\t\x12\r\n\x05owner\x18\x04 \x01(\t\x12-\n\x06quotas\x18\x05 \x01(\x0b\x32\x1d.modelyard.registry.v1.Quotas\x12\x34\n\nrate_limit\x18\x06 \x01(\x0b\x32 .modelyard.registry.v1.RateLimit\x12\x15\n\rmax_in_flight\x18\x07 \x01(\x05\x12-\n\x06\x62udget\x18\x08 \x01(\x0b\x32\x1d.modelyard.registry.v1.Budget\"v\n\x06Quotas\x12\x12\n\nmax_models\x18\x01 \x01(\x05\x12\x14\n\x0cmax_versions\x18\x02 \x01(\x05\x12\x12\n\nmax_routes\x18\x03 \x01(\x05\x12\x14\n\x0cmax_replicas\x18\x04 \x01(\x05\x12\x18\n\x10max_memory_bytes\x18\x05 \x01(\x03\"2\n\tRateLimit\x12\x16\n\x0erequests_per_s\x18\x01 \x01(\x01\x12\r\n\x05\x62urst\x18\x02 \x01(\x05\"L\n\x06\x42udget\x12\x17\n\x0f\x61mount_microusd\x18\x01 \x01(\x03\x12)\n\x06period\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration*Z\n\nPreemption\x12\x1a\n\x16PREEMPTION_UNSPECIFIED\x10\x00\x12\x1a\n\x16PREEMPTION_LOWER_BANDS\x10\x01\x12\x14\n\x10PREEMPTION_NEVER\x10\x02*\xc8\x01\n\x11\x42\x61lancingStrategy\x12\"\n\x1e\x42\x41LANCING_STRATEGY_UNSPECIFIED\x10\x00\x12\'\n#BALANCING_STRATEGY_LEAST_COMPLETION\x10\x01\x12\"\n\x1e\x42\x41LANCING_STRATEGY_ROUND_ROBIN\x10\x02\x12\x1d\n\x19\x42\x41LANCING_STRATEGY_RANDOM\x10\x03\x12#\n\x1f\x42\x41LANCING_STRATEGY_LEAST_LOADED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#modelyard/registry/v1/tenancy.proto\x12\x15modelyard.registry.v1\x1a\x1egoogle/protobuf/duration.proto\"\xe5\x02\n\nPolicySpec\x12\x13\n\x0b\x64\x65scription\x18\x01 \x01(\t\x12*\n\x05tiers\x18\x02 \x03(\x0b\x32\x1b.modelyard.registry.v1.Tier\x12\x14\n\x0c\x64\x65\x66\x61ult_tier\x18\x03 \x01(\t\x12\x30\n\x05retry\x18\x04 \x01(\x0b\x32!.modelyard.registry.v1.RetryRules\x12\x30\n\x05hedge\x18\x05 \x01(\x0b\x32!.modelyard.registry.v1.HedgeRules\x12\x30\n\x05price\x18\x06 \x01(\x0b\x32!.modelyard.registry.v1.PriceRules\x12\x33\n\tbalancing\x18\x07 \x01(\x0b\x32 .modelyard.registry.v1.Balancing\x12\x35\n\nprotection\x18\x08 \x01(\x0b\x32!.modelyard.registry.v1.Protection\"\x82\x03\n\x04Tier\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rpriority_band\x18\x02 \x01(\x05\x12\x32\n\x0f\x64\x65\x66\x61ult_timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bmax_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0ereserved_share\x18\x05 \x01(\x01\x12\x13\n\x06weight\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rmax_in_flight\x18\x07 \x01(\x05\x12\x11\n\tsheddable\x18\x08 \x01(\x08\x12\x35\n\npreemption\x18\t \x01(\x0e\x32!.modelyard.registry.v1.Preemption\x12\x1b\n\x0equality_weight\x18\n \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x0b\x65xploration\x18\x0b \x01(\x01H\x02\x88\x01\x01\x42\t\n\x07_weightB\x11\n\x0f_quality_weightB\x0e\n\x0c_exploration\"\xb2\x01\n\tBalancing\x12:\n\x08strategy\x18\x01 \x01(\x0e\x32(.modelyard.registry.v1.BalancingStrategy\x12\x38\n\x08\x61\x66\x66inity\x18\x02 \x01(\x0b\x32&.modelyard.registry.v1.SessionAffinity\x12/\n\x05zones\x18\x03 \x01(\x0b\x32 .modelyard.registry.v1.ZoneSpill\"L\n\x0fSessionAffinity\x12\x0f\n\x07\x65nabled\x18\x01 \x01(\x08\x12\x18\n\x0bload_factor\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x0e\n\x0c_load_factor\"^\n\tZoneSpill\x12\x17\n\nhysteresis\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12)\n\x06margin\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\r\n\x0b_hysteresis\"N\n\nRetryRules\x12\x14\n\x0cmax_attempts\x18\x01 \x01(\x05\x12\x19\n\x0c\x62udget_share\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x0f\n\r_budget_share\"M\n\nHedgeRules\x12\x0f\n\x07\x65nabled\x18\x01 \x01(\x08\x12\x1b\n\x0e\x61\x66ter_quantile\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x11\n\x0f_after_quantile\"\x9e\x01\n\nProtection\x12\x16\n\tpenalties\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x15\n\x08\x65jection\x18\x02 \x01(\x08H\x01\x88\x01\x01\x12\x15\n\x08\x63ircuits\x18\x03 \x01(\x08H\x02\x88\x01\x01\x12\x15\n\x08shedding\x18\x04 \x01(\x08H\x03\x88\x01\x01\x42\x0c\n\n_penaltiesB\x0b\n\t_ejectionB\x0b\n\t_circuitsB\x0b\n\t_shedding\"\xe1\x01\n\nPriceRules\x12\x18\n\x0b\x63ost_weight\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1c\n\x0fmax_cost_weight\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\x04step\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12+\n\x08interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1b\n\x0elatency_weight\x18\x05 \x01(\x01H\x03\x88\x01\x01\x42\x0e\n\x0c_cost_weightB\x12\n\x10_max_cost_weightB\x07\n\x05_stepB\x11\n\x0f_latency_weight\"\xf9\x01\n\nTenantSpec\x12\x13\n\x0b\x64\x65scription\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x0c\n\x04tier\x18\x03 \x01(\t\x12\r\n\x05owner\x18\x04 \x01(\t\x12-\n\x06quotas\x18\x05 \x01(\x0b\x32\x1d.modelyard.registry.v1.Quotas\x12\x34\n\nrate_limit\x18\x06 \x01(\x0b\x32 .modelyard.registry.v1.RateLimit\x12\x15\n\rmax_in_flight\x18\x07 \x01(\x05\x12-\n\x06\x62udget\x18\x08 \x01(\x0b\x32\x1d.modelyard.registry.v1.Budget\"v\n\x06Quotas\x12\x12\n\nmax_models\x18\x01 \x01(\x05\x12\x14\n\x0cmax_versions\x18\x02 \x01(\x05\x12\x12\n\nmax_routes\x18\x03 \x01(\x05\x12\x14\n\x0cmax_replicas\x18\x04 \x01(\x05\x12\x18\n\x10max_memory_bytes\x18\x05 \x01(\x03\"2\n\tRateLimit\x12\x16\n\x0erequests_per_s\x18\x01 \x01(\x01\x12\r\n\x05\x62urst\x18\x02 \x01(\x05\"L\n\x06\x42udget\x12\x17\n\x0f\x61mount_microusd\x18\x01 \x01(\x03\x12)\n\x06period\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration*Z\n\nPreemption\x12\x1a\n\x16PREEMPTION_UNSPECIFIED\x10\x00\x12\x1a\n\x16PREEMPTION_LOWER_BANDS\x10\x01\x12\x14\n\x10PREEMPTION_NEVER\x10\x02*\xc8\x01\n\x11\x42\x61lancingStrategy\x12\"\n\x1e\x42\x41LANCING_STRATEGY_UNSPECIFIED\x10\x00\x12\'\n#BALANCING_STRATEGY_LEAST_COMPLETION\x10\x01\x12\"\n\x1e\x42\x41LANCING_STRATEGY_ROUND_ROBIN\x10\x02\x12\x1d\n\x19\x42\x41LANCING_STRATEGY_RANDOM\x10\x03\x12#\n\x1f\x42\x41LANCING_STRATEGY_LEAST_LOADED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'modelyard.registry.v1.tenancy_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PREEMPTION']._serialized_start=2206
-  _globals['_PREEMPTION']._serialized_end=2296
-  _globals['_BALANCINGSTRATEGY']._serialized_start=2299
-  _globals['_BALANCINGSTRATEGY']._serialized_end=2499
+  _globals['_PREEMPTION']._serialized_start=2248
+  _globals['_PREEMPTION']._serialized_end=2338
+  _globals['_BALANCINGSTRATEGY']._serialized_start=2341
+  _globals['_BALANCINGSTRATEGY']._serialized_end=2541
   _globals['_POLICYSPEC']._serialized_start=95
   _globals['_POLICYSPEC']._serialized_end=452
   _globals['_TIER']._serialized_start=455
-  _globals['_TIER']._serialized_end=799
-  _globals['_BALANCING']._serialized_start=802
-  _globals['_BALANCING']._serialized_end=980
-  _globals['_SESSIONAFFINITY']._serialized_start=982
-  _globals['_SESSIONAFFINITY']._serialized_end=1058
-  _globals['_ZONESPILL']._serialized_start=1060
-  _globals['_ZONESPILL']._serialized_end=1154
-  _globals['_RETRYRULES']._serialized_start=1156
-  _globals['_RETRYRULES']._serialized_end=1234
-  _globals['_HEDGERULES']._serialized_start=1236
-  _globals['_HEDGERULES']._serialized_end=1313
-  _globals['_PROTECTION']._serialized_start=1316
-  _globals['_PROTECTION']._serialized_end=1474
-  _globals['_PRICERULES']._serialized_start=1477
-  _globals['_PRICERULES']._serialized_end=1702
-  _globals['_TENANTSPEC']._serialized_start=1705
-  _globals['_TENANTSPEC']._serialized_end=1954
-  _globals['_QUOTAS']._serialized_start=1956
-  _globals['_QUOTAS']._serialized_end=2074
-  _globals['_RATELIMIT']._serialized_start=2076
-  _globals['_RATELIMIT']._serialized_end=2126
-  _globals['_BUDGET']._serialized_start=2128
-  _globals['_BUDGET']._serialized_end=2204
+  _globals['_TIER']._serialized_end=841
+  _globals['_BALANCING']._serialized_start=844
+  _globals['_BALANCING']._serialized_end=1022
+  _globals['_SESSIONAFFINITY']._serialized_start=1024
+  _globals['_SESSIONAFFINITY']._serialized_end=1100
+  _globals['_ZONESPILL']._serialized_start=1102
+  _globals['_ZONESPILL']._serialized_end=1196
+  _globals['_RETRYRULES']._serialized_start=1198
+  _globals['_RETRYRULES']._serialized_end=1276
+  _globals['_HEDGERULES']._serialized_start=1278
+  _globals['_HEDGERULES']._serialized_end=1355
+  _globals['_PROTECTION']._serialized_start=1358
+  _globals['_PROTECTION']._serialized_end=1516
+  _globals['_PRICERULES']._serialized_start=1519
+  _globals['_PRICERULES']._serialized_end=1744
+  _globals['_TENANTSPEC']._serialized_start=1747
+  _globals['_TENANTSPEC']._serialized_end=1996
+  _globals['_QUOTAS']._serialized_start=1998
+  _globals['_QUOTAS']._serialized_end=2116
+  _globals['_RATELIMIT']._serialized_start=2118
+  _globals['_RATELIMIT']._serialized_end=2168
+  _globals['_BUDGET']._serialized_start=2170
+  _globals['_BUDGET']._serialized_end=2246
 # @@protoc_insertion_point(module_scope)

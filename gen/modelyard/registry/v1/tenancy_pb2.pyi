@@ -156,6 +156,7 @@ class Tier(_message.Message):
     SHEDDABLE_FIELD_NUMBER: _builtins.int
     PREEMPTION_FIELD_NUMBER: _builtins.int
     QUALITY_WEIGHT_FIELD_NUMBER: _builtins.int
+    EXPLORATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """DNS label, unique in the policy: `gold`."""
     priority_band: _builtins.int
@@ -172,6 +173,10 @@ class Tier(_message.Message):
     """Whether its calls may push queued calls of lower bands out. Running ones are never pushed out."""
     quality_weight: _builtins.float
     """Worth of quality 1 to its callers, in place of a route's quality_weight. Unset: the route's."""
+    exploration: _builtins.float
+    """Share of its calls that try another candidate of a `choose` route than the best, so that routers learn of those too,
+    in [0, 0.1]; not in band 1. Unset: 0.
+    """
     @_builtins.property
     def default_timeout(self) -> _duration_pb2.Duration:
         """Deadline of a call that sets none, in place of the route's. Unset: the route's."""
@@ -193,15 +198,20 @@ class Tier(_message.Message):
         sheddable: _builtins.bool = ...,
         preemption: Global___Preemption.ValueType = ...,
         quality_weight: _builtins.float | None = ...,
+        exploration: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_quality_weight", b"_quality_weight", "_weight", b"_weight", "default_timeout", b"default_timeout", "max_timeout", b"max_timeout", "quality_weight", b"quality_weight", "weight", b"weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exploration", b"_exploration", "_quality_weight", b"_quality_weight", "_weight", b"_weight", "default_timeout", b"default_timeout", "exploration", b"exploration", "max_timeout", b"max_timeout", "quality_weight", b"quality_weight", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_quality_weight", b"_quality_weight", "_weight", b"_weight", "default_timeout", b"default_timeout", "max_in_flight", b"max_in_flight", "max_timeout", b"max_timeout", "name", b"name", "preemption", b"preemption", "priority_band", b"priority_band", "quality_weight", b"quality_weight", "reserved_share", b"reserved_share", "sheddable", b"sheddable", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exploration", b"_exploration", "_quality_weight", b"_quality_weight", "_weight", b"_weight", "default_timeout", b"default_timeout", "exploration", b"exploration", "max_in_flight", b"max_in_flight", "max_timeout", b"max_timeout", "name", b"name", "preemption", b"preemption", "priority_band", b"priority_band", "quality_weight", b"quality_weight", "reserved_share", b"reserved_share", "sheddable", b"sheddable", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__exploration: _TypeAlias = _typing.Literal["exploration"]  # noqa: Y015
+    _WhichOneofArgType__exploration: _TypeAlias = _typing.Literal["_exploration", b"_exploration"]  # noqa: Y015
     _WhichOneofReturnType__quality_weight: _TypeAlias = _typing.Literal["quality_weight"]  # noqa: Y015
     _WhichOneofArgType__quality_weight: _TypeAlias = _typing.Literal["_quality_weight", b"_quality_weight"]  # noqa: Y015
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exploration) -> _WhichOneofReturnType__exploration | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__quality_weight) -> _WhichOneofReturnType__quality_weight | None: ...
     @_typing.overload

@@ -80,6 +80,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Its route, its tier or its tenant has as many calls in flight as it may have (RESOURCE_EXHAUSTED, RetryInfo)."""
     ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 26
     """Its tenant calls faster than it may (RESOURCE_EXHAUSTED, RetryInfo: there is a token then, if nobody takes it before)."""
+    ERROR_REASON_CALL_NOT_FOUND: _ErrorReason.ValueType  # 31
+    """No such call is known here (NOT_FOUND)."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every reason a modelyard service gives for refusing or failing a call. The name
@@ -141,6 +143,8 @@ ERROR_REASON_TOO_MANY_IN_FLIGHT: ErrorReason.ValueType  # 25
 """Its route, its tier or its tenant has as many calls in flight as it may have (RESOURCE_EXHAUSTED, RetryInfo)."""
 ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 26
 """Its tenant calls faster than it may (RESOURCE_EXHAUSTED, RetryInfo: there is a token then, if nobody takes it before)."""
+ERROR_REASON_CALL_NOT_FOUND: ErrorReason.ValueType  # 31
+"""No such call is known here (NOT_FOUND)."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
