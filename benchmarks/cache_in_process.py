@@ -77,7 +77,7 @@ def _pipeline() -> Pipeline:
         clock=_CLOCK,
         rng=KeyedRng(0),
         fleet=Fleet(routers=1, zone="", zone_way_s=0.002),
-        limits=Limits(most_in_flight=4096, reserve_s=0.005, retry_share=1.0),
+        limits=Limits(most_in_flight=4096, reserve_s=0.005, retry_share=1.0, money_share=1.0),
         counts=LocalCounts(),
         composes=Composer(),
         cache=AnswerCache(kept=kept, messages=Canonical(os.urandom(32)), feedback=feedback, clock=_CLOCK),

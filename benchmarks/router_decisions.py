@@ -174,7 +174,7 @@ def world(
         clock=clock,
         rng=KeyedRng(seed),
         fleet=Fleet(routers=2, zone="", zone_way_s=0.002),
-        limits=Limits(most_in_flight=100, reserve_s=0.005, retry_share=1.0),
+        limits=Limits(most_in_flight=100, reserve_s=0.005, retry_share=1.0, money_share=1.0),
         counts=LocalCounts(),
         composes=Composer(),
     )

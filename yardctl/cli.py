@@ -3,6 +3,7 @@
 import typer
 
 from yardctl import (
+    cascade_commands,
     feedback_commands,
     gate_commands,
     history_commands,
@@ -32,3 +33,4 @@ rollout_commands.add_to(app)
 infer_commands.add_to(app)
 feedback_commands.add_to(app)
 replay_commands.add_to(app)
+cascade_commands.add_to(app)

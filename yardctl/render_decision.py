@@ -49,6 +49,8 @@ def decision(found: inference_pb2.Decision) -> Table:
     if found.model:
         quality = f", quality {found.quality:.3f}" if found.HasField("quality") else ""
         row("cost", f"{found.cost_microusd} µ$ a call{quality}")
+    if found.HasField("cost_weight"):
+        row("price", f"a µ$ is worth {found.cost_weight:.4g} of quality")
     if found.HasField("service_class"):
         of = found.service_class
         whom = " of ".join(part for part in (of.tenant, of.tier) if part)

@@ -50,7 +50,7 @@ def replay(
     """
 
     async def main() -> dict[str, Any]:
-        files = _files(logs)
+        files = files_of(logs)
         with tempfile.TemporaryDirectory(prefix="yardctl-replay-") as held:
             given = objects or await _exports(files, Path(held), console.registry_of(directory, address))
             return await _replayed(files, given)
@@ -64,7 +64,7 @@ def replay(
         raise typer.Exit(FAILED)
 
 
-def _files(given: Sequence[Path]) -> list[Path]:
+def files_of(given: Sequence[Path]) -> list[Path]:
     """Every file that is meant, those of a directory in their order."""
     files: list[Path] = []
     for path in given:

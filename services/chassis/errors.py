@@ -35,6 +35,7 @@ STATUS_OF: dict[type[YardError], grpc.StatusCode] = {
     domain.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     domain.TooManyInFlight: grpc.StatusCode.RESOURCE_EXHAUSTED,
     domain.RateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    domain.SpendingExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
     domain.HostUnavailable: grpc.StatusCode.UNAVAILABLE,
     domain.Draining: grpc.StatusCode.UNAVAILABLE,
     domain.StaleFencingToken: grpc.StatusCode.FAILED_PRECONDITION,

@@ -255,18 +255,39 @@ def _static_to(answer: Mapping[str, strategies.StaticTensor]) -> objects_pb2.Sta
 
 
 def _cascade_step_from(step: objects_pb2.CascadeStep) -> strategies.CascadeStep:
-    escalation = (
-        strategies.Escalation(step.escalate.output, step.escalate.threshold) if step.HasField("escalate") else None
-    )
+    escalation = _escalation_from(step.escalate) if step.HasField("escalate") else None
     return strategies.CascadeStep(_target_from(step.target), escalation)
 
 
-def _cascade_step_to(step: strategies.CascadeStep) -> objects_pb2.CascadeStep:
-    escalation = (
-        None
-        if step.escalate is None
-        else objects_pb2.Escalation(output=step.escalate.output, threshold=step.escalate.threshold)
+def _escalation_from(escalation: objects_pb2.Escalation) -> strategies.Escalation:
+    points = tuple(strategies.CalibrationPoint(each.confidence, each.right) for each in escalation.calibration.points)
+    return strategies.Escalation(
+        output=escalation.output,
+        threshold=escalation.threshold,
+        calibration=strategies.Calibration(points) if escalation.HasField("calibration") else None,
+        audit_share=escalation.audit_share,
     )
+
+
+def _escalation_to(escalation: strategies.Escalation) -> objects_pb2.Escalation:
+    calibration = escalation.calibration
+    return objects_pb2.Escalation(
+        output=escalation.output,
+        threshold=escalation.threshold,
+        calibration=None
+        if calibration is None
+        else objects_pb2.Calibration(
+            points=[
+                objects_pb2.CalibrationPoint(confidence=each.confidence, right=each.right)
+                for each in calibration.points
+            ]
+        ),
+        audit_share=escalation.audit_share,
+    )
+
+
+def _cascade_step_to(step: strategies.CascadeStep) -> objects_pb2.CascadeStep:
+    escalation = None if step.escalate is None else _escalation_to(step.escalate)
     return objects_pb2.CascadeStep(target=_target_to(step.target), escalate=escalation)
 
 

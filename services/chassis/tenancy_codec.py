@@ -29,7 +29,7 @@ def policy_from(metadata: objects.Metadata, spec: tenancy_pb2.PolicySpec) -> obj
         default_tier=spec.default_tier,
         retry=_retry_from(spec.retry),
         hedge=_hedge_from(spec.hedge),
-        price=_price_from(spec.price),
+        price=_price_from(spec.price) if spec.HasField("price") else None,
         balancing=_balancing_from(spec.balancing),
         protection=_protection_from(spec.protection),
     )
@@ -43,13 +43,7 @@ def policy_to(policy: objects.Policy) -> tenancy_pb2.PolicySpec:
         default_tier=policy.default_tier,
         retry=tenancy_pb2.RetryRules(max_attempts=policy.retry.max_attempts, budget_share=policy.retry.budget_share),
         hedge=tenancy_pb2.HedgeRules(enabled=policy.hedge.enabled, after_quantile=policy.hedge.after_quantile),
-        price=tenancy_pb2.PriceRules(
-            cost_weight=policy.price.cost_weight,
-            max_cost_weight=policy.price.max_cost_weight,
-            step=policy.price.step,
-            interval=duration_to(policy.price.interval_s),
-            latency_weight=policy.price.latency_weight,
-        ),
+        price=None if policy.price is None else _price_to(policy.price),
         balancing=_balancing_to(policy.balancing),
         protection=tenancy_pb2.Protection(
             penalties=policy.protection.penalties,
@@ -179,6 +173,16 @@ def _protection_from(rules: tenancy_pb2.Protection) -> tenancy.Protection:
         ejection=rules.ejection if rules.HasField("ejection") else default.ejection,
         circuits=rules.circuits if rules.HasField("circuits") else default.circuits,
         shedding=rules.shedding if rules.HasField("shedding") else default.shedding,
+    )
+
+
+def _price_to(rules: tenancy.PriceRules) -> tenancy_pb2.PriceRules:
+    return tenancy_pb2.PriceRules(
+        cost_weight=rules.cost_weight,
+        max_cost_weight=rules.max_cost_weight,
+        step=rules.step,
+        interval=duration_to(rules.interval_s),
+        latency_weight=rules.latency_weight,
     )
 
 

@@ -157,6 +157,12 @@ class RateLimited(Overloaded):
     reason = "RATE_LIMITED"
 
 
+class SpendingExhausted(YardError):
+    """What is left of a tenant's budget of money does not pay for any candidate."""
+
+    reason = "SPENDING_EXHAUSTED"
+
+
 class HostUnavailable(YardError):
     """The host went away or broke off."""
 

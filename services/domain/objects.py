@@ -305,7 +305,8 @@ class Policy:
     default_tier: str = ""
     retry: RetryRules = field(default_factory=RetryRules)
     hedge: HedgeRules = field(default_factory=HedgeRules)
-    price: PriceRules = field(default_factory=PriceRules)
+    price: PriceRules | None = None
+    """None: the weights of routes hold, and nothing follows what is spent."""
     balancing: Balancing = field(default_factory=Balancing)
     protection: Protection = field(default_factory=Protection)
 

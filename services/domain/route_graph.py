@@ -186,6 +186,10 @@ def _escalation_faults(cascade: Cascade, schemas: Sequence[Schema | None]) -> It
             yield Fault(path, f"{shown(str(step.target))} gives no output {shown(name)}; it gives {given}")
         elif spec.datatype not in FLOATS:
             yield Fault(path, f"{shown(name)} is {spec.datatype}; a threshold needs one of {', '.join(sorted(FLOATS))}")
+        after = schemas[index + 1] if index + 1 < len(schemas) else None
+        if step.escalate.audit_share and after is not None and all(spec.name != name for spec in after.outputs):
+            text = f"{shown(str(cascade.steps[index + 1].target))} gives no output {shown(name)} to compare with"
+            yield Fault(path.replace(".output", ".audit_share"), text)
 
 
 def _combine_faults(ensemble: Ensemble, schema: Schema) -> Iterator[Fault]:

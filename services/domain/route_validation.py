@@ -9,6 +9,8 @@ from services.domain.errors import Fault
 from services.domain.objects import Route
 from services.domain.schemas import MAX_TENSORS, tensor_spec_faults
 from services.domain.strategies import (
+    MOST_CALIBRATION_POINTS,
+    Calibration,
     Callee,
     CandidateRule,
     Cascade,
@@ -251,6 +253,26 @@ def _cascade_faults(cascade: Cascade) -> list[Fault]:
         faults += line_faults(step.escalate.output, f"{path}.output", most=MAX_NAME_LENGTH, needed=True)
         if not math.isfinite(step.escalate.threshold):
             faults.append(Fault(f"{path}.threshold", f"{step.escalate.threshold} must be finite"))
+        faults += range_faults(step.escalate.audit_share, f"{path}.audit_share", 0, 1)
+        if step.escalate.calibration is not None:
+            faults += _calibration_faults(step.escalate.calibration, f"{path}.calibration.points")
+    return faults
+
+
+def _calibration_faults(calibration: Calibration, at: str) -> list[Fault]:
+    points = calibration.points
+    faults = []
+    if not 1 <= len(points) <= MOST_CALIBRATION_POINTS:
+        faults.append(Fault(at, f"{len(points)} points; there must be 1 to {MOST_CALIBRATION_POINTS}"))
+    for index, point in enumerate(points):
+        path = f"{at}[{index}]"
+        if not math.isfinite(point.confidence):
+            faults.append(Fault(f"{path}.confidence", f"{point.confidence} must be finite"))
+        elif index and not point.confidence > points[index - 1].confidence:
+            faults.append(Fault(f"{path}.confidence", f"{point.confidence} must be above the one before it"))
+        faults += range_faults(point.right, f"{path}.right", 0, 1)
+        if index and point.right < points[index - 1].right:
+            faults.append(Fault(f"{path}.right", f"{point.right} must not be below the one before it"))
     return faults
 
 

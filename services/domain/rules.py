@@ -1,12 +1,29 @@
-"""The rules that one call lives by: its policy, the tier it falls into, and whose it is."""
+"""The rules that one call lives by: its policy, the tier it falls into, whose it is, and what it may spend."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from services.domain.objects import Policy, Tenant
 from services.domain.service_class import ORDINARY, ServiceClass
 from services.domain.tenancy import PROTECTED, Balancing, HedgeRules, PriceRules, Protection, RetryRules, Tier
 
-_RETRY, _HEDGE, _PRICE, _BALANCING = RetryRules(), HedgeRules(), PriceRules(), Balancing()
+_RETRY, _HEDGE, _BALANCING = RetryRules(), HedgeRules(), Balancing()
+
+
+class Money(NamedTuple):
+    """What a call may spend, as its tenant's budget stands."""
+
+    left_microusd: int
+    """What there is for it."""
+    cost_weight: float | None = None
+    """The price of a microdollar by now; None if the call's policy has no prices."""
+    refill_per_s: float = 0.0
+    """Microdollars by which more there is with each second."""
+
+    def until_s(self, cost_microusd: int) -> float | None:
+        """Seconds until there is so much; None if there is no telling."""
+        short = cost_microusd - self.left_microusd
+        return max(0.0, short / self.refill_per_s) if self.refill_per_s > 0.0 else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -18,6 +35,8 @@ class Rules:
     """None if no policy holds: the defaults do."""
     tier: Tier | None = None
     tenant: Tenant | None = None
+    money: Money | None = None
+    """None if no budget bounds it."""
     limited: bool = field(init=False)
     """Whether its tier or its tenant bounds how many calls there may be."""
 
@@ -47,9 +66,16 @@ class Rules:
         return PROTECTED if self.policy is None else self.policy.protection
 
     @property
-    def price(self) -> PriceRules:
-        """What money and lateness are worth."""
-        return _PRICE if self.policy is None else self.policy.price
+    def price(self) -> PriceRules | None:
+        """What money and lateness are worth; None if its policy does not say, and then its route does."""
+        return None if self.policy is None else self.policy.price
+
+    @property
+    def cost_weight(self) -> float | None:
+        """The price of a microdollar by now; None if it is the route's to say."""
+        if self.money is not None and self.money.cost_weight is not None:
+            return self.money.cost_weight
+        return None if (price := self.price) is None else price.cost_weight
 
     @property
     def balancing(self) -> Balancing:

@@ -11,6 +11,7 @@ from services.domain.tenancy import Budget
 
 SHADOW_PERCENT = 100.0
 SHADOW_IN_FLIGHT = 8
+MOST_CALIBRATION_POINTS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +124,33 @@ class Fallback:
 
 
 @dataclass(frozen=True, slots=True)
+class CalibrationPoint:
+    """Chance that an answer of this confidence is right."""
+
+    confidence: float
+    right: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What confidences are worth: points of rising confidence, with a straight line between two, and level beyond."""
+
+    points: tuple[CalibrationPoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Escalation:
-    """When an answer counts as unsure: the largest element of a row of `output` is below `threshold`."""
+    """When an answer counts as unsure: the largest element of a row of `output` is below `threshold`.
+
+    With a calibration that is what an answer is given up for whose next one is worth more than it costs; the threshold
+    then stands where it is not known how good the next one is. `audit_share` of the sure answers are compared with the
+    next step's, after they were given.
+    """
 
     output: str
     threshold: float
+    calibration: Calibration | None = None
+    audit_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ PROTECTED = Protection()
 
 @dataclass(frozen=True, slots=True)
 class PriceRules:
-    """What money and lateness are worth, and how the price of money follows what is spent."""
+    """What money and lateness are worth, and how the price of money follows what is spent of a tenant's budget."""
 
     cost_weight: float = 0.001
     max_cost_weight: float = 0.1

@@ -42,7 +42,8 @@ def policy_faults(policy: Policy) -> list[Fault]:
     faults += range_faults(policy.retry.budget_share, "policy.retry.budget_share", 0, 1)
     if not 0.5 <= policy.hedge.after_quantile < 1.0:
         faults.append(Fault("policy.hedge.after_quantile", f"{policy.hedge.after_quantile} must be in [0.5, 1)"))
-    return faults + _price_faults(policy.price) + _balancing_faults(policy.balancing)
+    faults += _balancing_faults(policy.balancing)
+    return faults if policy.price is None else faults + _price_faults(policy.price)
 
 
 def tenant_faults(tenant: Tenant) -> list[Fault]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from services.domain.objects import Choose, ModelVersion, Single
 from services.domain.request import Preference, RouteOptions
+from services.domain.rules import NO_RULES, Rules
 from services.policy.learning import LATE_SPREAD, Expected
 
 LEAST_SPREAD = 0.05
@@ -17,6 +18,34 @@ LEAST_SPREAD = 0.05
 
 
 _ROOT_TWO = math.sqrt(2.0)
+
+
+class Worth(NamedTuple):
+    """What quality, money and lateness are worth to one call: v, lambda and mu."""
+
+    quality_weight: float = 1.0
+    cost_weight: float = 0.001
+    latency_weight: float = 1.0
+
+
+USUAL = Worth()
+"""Where nobody says anything else."""
+
+
+def worth_to(rules: Rules, own: Worth | Choose = USUAL) -> Worth | Choose:
+    """What they are worth to a call that lives by `rules`, whose route says `own`.
+
+    Quality: what its tier says, if it says so. Money and lateness: what its policy says, if it has prices; money as it
+    has become for its tenant. The rest is the route's.
+    """
+    if rules is NO_RULES:
+        return own
+    tier, price = rules.tier, rules.price
+    quality = own.quality_weight if tier is None or tier.quality_weight is None else tier.quality_weight
+    if price is None:
+        return Worth(quality, own.cost_weight, own.latency_weight)
+    money = rules.cost_weight
+    return Worth(quality, price.cost_weight if money is None else money, price.latency_weight)
 
 
 class Prospect(NamedTuple):
@@ -106,7 +135,16 @@ def late_probability(predicted_s: float, limit_s: float, spread: float = LATE_SP
     return 0.5 * math.erfc(ratio / (max(spread, LEAST_SPREAD) * _ROOT_TWO))
 
 
-def utility(strategy: Choose, prospect: Prospect) -> float:
+def unpaid(version: ModelVersion, rules: Rules) -> str:
+    """Why there is not the money for `version`; empty if there is."""
+    money = rules.money
+    if money is None or version.cost_microusd <= max(0, money.left_microusd):
+        return ""
+    tenant = "nobody" if rules.tenant is None else rules.tenant.metadata.name
+    return f"costs {version.cost_microusd} µUSD, and tenant '{tenant}' has {max(0, money.left_microusd)} left"
+
+
+def utility(worth: Worth | Choose, prospect: Prospect) -> float:
     """Worth of a prospect: `v * quality - lambda * cost - mu * P(too late)`; an unmeasured quality is worth nothing."""
     expected = prospect.expected
     quality, cost, spread = (
@@ -115,9 +153,9 @@ def utility(strategy: Choose, prospect: Prospect) -> float:
         else (expected.quality, expected.cost_microusd, expected.spread)
     )
     return (
-        strategy.quality_weight * (quality or 0.0)
-        - strategy.cost_weight * cost
-        - strategy.latency_weight * late_probability(prospect.predicted_s, prospect.limit_s, spread)
+        worth.quality_weight * (quality or 0.0)
+        - worth.cost_weight * cost
+        - worth.latency_weight * late_probability(prospect.predicted_s, prospect.limit_s, spread)
     )
 
 
@@ -132,7 +170,12 @@ def sole_reason(strategy: Single | Choose) -> str:
 
 
 def choose(
-    strategy: Single | Choose, prospects: Sequence[Prospect], prefer: Preference, *, beaten: int = 0
+    strategy: Single | Choose,
+    prospects: Sequence[Prospect],
+    prefer: Preference,
+    rules: Rules = NO_RULES,
+    *,
+    beaten: int = 0,
 ) -> Choice | NothingFits:
     """Choose one of `prospects`.
 
@@ -140,16 +183,18 @@ def choose(
         strategy: The route's.
         prospects: For `Single` the newest version first; for `Choose` in the route's order.
         prefer: What the caller values most; only `Choose` asks.
+        rules: What the call lives by.
         beaten: Further candidates, none of which could be better than the best of these. They count as open.
     """
     if isinstance(strategy, Single):
         return _first(strategy, prospects)
+    worth = worth_to(rules, strategy)
     scores = [0.0] * len(prospects)
     best, best_rank, open_count = -1, WORST, beaten
     for index, prospect in enumerate(prospects):
         if not prospect.filtered:
             open_count += 1
-            score = scores[index] = utility(strategy, prospect)
+            score = scores[index] = utility(worth, prospect)
             if (own := rank(prefer, prospect, score)) > best_rank:
                 best, best_rank = index, own
     if best < 0:
@@ -185,10 +230,10 @@ def rank(prefer: Preference, prospect: Prospect, score: float) -> Rank:
     return (prospect.quality or 0.0, score, -prospect.predicted_s)
 
 
-def ceiling(strategy: Choose, version: ModelVersion, expected: Expected, prefer: Preference) -> Rank:
+def ceiling(worth: Worth | Choose, version: ModelVersion, expected: Expected, prefer: Preference) -> Rank:
     """The rank of `version` if it answered at once; no prospect of it ranks higher, rounding included."""
     best = Prospect(version, predicted_s=0.0, expected=expected)
-    return rank(prefer, best, utility(strategy, best))
+    return rank(prefer, best, utility(worth, best))
 
 
 def _reason(prefer: Preference, chosen: Prospect, score: float, open_count: int, of: int) -> str:

@@ -1,10 +1,14 @@
 """Whether a cascade asks its next step: the answer is unsure, and there are time and money for another."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
+from services.domain.strategies import Choose, Escalation
 from services.domain.tensor import RawTensor
+from services.policy.calibrating import chance
+from services.policy.choosing import USUAL, Worth, late_probability
 from services.policy.numbers import numbers_of
 
 SLACK_FACTOR = 2.0
@@ -42,36 +46,70 @@ def confidence(scores: RawTensor) -> float:
     return float(np.where(np.isnan(rows), -np.inf, rows).max(axis=1).min())
 
 
-def escalate(
-    sure: float,
-    threshold: float,
-    *,
-    remaining_s: float,
-    next_s: float,
-    spent_microusd: int,
-    next_microusd: int,
-    most_microusd: int | None,
-) -> Escalate | Enough:
-    """Whether to ask the next step.
+def agree(one: RawTensor, other: RawTensor) -> bool | None:
+    """Whether two have their largest elements at the same places, row by row; None if that says nothing.
 
-    Args:
-        sure: The answer's confidence.
-        threshold: Below it the answer is unsure.
-        remaining_s: What is left of the deadline.
-        next_s: What the next step is expected to take.
-        spent_microusd: What the call has cost so far.
-        next_microusd: What the next step costs.
-        most_microusd: What the caller allows for the call; None for any price.
+    Raises:
+        ValueError: They are no numbers.
     """
-    if sure >= threshold:
-        return Enough(f"sure enough: {sure:.4g}, at least {threshold:g}", unsure=False)
-    unsure = f"unsure: {sure:.4g}, below {threshold:g}"
-    if SLACK_FACTOR * next_s > remaining_s:
-        left_ms = max(0.0, remaining_s) * 1e3
+    first, second = numbers_of(one), numbers_of(other)
+    if first.shape != second.shape or first.ndim == 0 or first.size == 0 or first.shape[-1] < 2:
+        return None
+    return bool(np.array_equal(first.argmax(axis=-1), second.argmax(axis=-1)))
+
+
+class Facts(NamedTuple):
+    """What it depends on."""
+
+    confidence: float
+    """The answer's."""
+    remaining_s: float
+    """What is left of the deadline."""
+    next_s: float
+    """What the next step is expected to take."""
+    next_quality: float | None
+    """How good it is; None if that was not measured."""
+    spent_microusd: int
+    """What the call has cost so far."""
+    next_microusd: int
+    """What the next step costs."""
+    most_microusd: int | None
+    """What the caller allows for the call; None for any price."""
+    worth: Worth | Choose = USUAL
+    """What quality, money and lateness are worth to the call."""
+
+
+def escalate(escalation: Escalation, facts: Facts) -> Escalate | Enough:
+    """Whether to ask the next step: the answer is unsure, and there are time and money for it.
+
+    Unsure is an answer whose confidence is below the threshold. Where it is known what a confidence is worth and how
+    good the next step is: one for which `v * (Q - p) > lambda * cost + mu * P(too late)`.
+    """
+    unsure = _doubt(escalation, facts)
+    if isinstance(unsure, Enough):
+        return unsure
+    if SLACK_FACTOR * facts.next_s > facts.remaining_s:
+        left_ms = max(0.0, facts.remaining_s) * 1e3
         return Enough(
-            f"{unsure}; the next step takes {next_s * 1e3:.3g} ms, and {left_ms:.3g} ms are left", unsure=True
+            f"{unsure}; the next step takes {facts.next_s * 1e3:.3g} ms, and {left_ms:.3g} ms are left", unsure=True
         )
-    if most_microusd is not None and spent_microusd + next_microusd > most_microusd:
-        cost = f"{spent_microusd + next_microusd} µUSD"
-        return Enough(f"{unsure}; with the next step it costs {cost}, over the {most_microusd} allowed", unsure=True)
+    cost = facts.spent_microusd + facts.next_microusd
+    if facts.most_microusd is not None and cost > facts.most_microusd:
+        text = f"{unsure}; with the next step it costs {cost} µUSD, over the {facts.most_microusd} allowed"
+        return Enough(text, unsure=True)
     return Escalate(unsure)
+
+
+def _doubt(escalation: Escalation, facts: Facts) -> Enough | str:
+    """Why the answer is unsure."""
+    sure = facts.confidence
+    if escalation.calibration is None or facts.next_quality is None:
+        if sure >= escalation.threshold:
+            return Enough(f"sure enough: {sure:.4g}, at least {escalation.threshold:g}", unsure=False)
+        return f"unsure: {sure:.4g}, below {escalation.threshold:g}"
+    right, worth = chance(escalation.calibration, sure), facts.worth
+    gain = worth.quality_weight * (facts.next_quality - right)
+    late = late_probability(facts.next_s, facts.remaining_s)
+    price = worth.cost_weight * facts.next_microusd + worth.latency_weight * late
+    said = f"p = {right:.3g} at {sure:.4g}; the next step is worth {gain:.3g} more, and costs {price:.3g}"
+    return f"unsure: {said}" if gain > price else Enough(f"sure enough: {said}", unsure=False)

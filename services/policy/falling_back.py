@@ -15,6 +15,7 @@ from services.domain.errors import (
     NoReadyHost,
     NotSupported,
     Overloaded,
+    SpendingExhausted,
     VersionNotFound,
     YardError,
 )
@@ -33,6 +34,7 @@ _ITS_OWN = (
     NoReadyHost,
     NotSupported,
     Overloaded,
+    SpendingExhausted,
     VersionNotFound,
 )
 """What says something of the one that was asked. The rest says something of the call: the next would say the same."""

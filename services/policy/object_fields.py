@@ -190,11 +190,12 @@ def _policy_fields(policy: Policy) -> Iterator[tuple[str, Leaf]]:
     yield "policy.retry.budget_share", policy.retry.budget_share
     yield "policy.hedge.enabled", policy.hedge.enabled
     yield "policy.hedge.after_quantile", policy.hedge.after_quantile
-    yield "policy.price.cost_weight", policy.price.cost_weight
-    yield "policy.price.max_cost_weight", policy.price.max_cost_weight
-    yield "policy.price.step", policy.price.step
-    yield "policy.price.interval", seconds(policy.price.interval_s)
-    yield "policy.price.latency_weight", policy.price.latency_weight
+    if policy.price is not None:
+        yield "policy.price.cost_weight", policy.price.cost_weight
+        yield "policy.price.max_cost_weight", policy.price.max_cost_weight
+        yield "policy.price.step", policy.price.step
+        yield "policy.price.interval", seconds(policy.price.interval_s)
+        yield "policy.price.latency_weight", policy.price.latency_weight
     yield "policy.balancing.strategy", policy.balancing.strategy.value
     yield "policy.balancing.affinity.enabled", policy.balancing.affinity.enabled
     yield "policy.balancing.affinity.load_factor", policy.balancing.affinity.load_factor

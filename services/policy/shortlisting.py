@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from services.domain.objects import Choose, ModelVersion
 from services.domain.request import Preference
-from services.policy.choosing import Rank, ceiling
+from services.policy.choosing import Rank, Worth, ceiling
 from services.policy.learning import Expected
 
 KEPT = 256
@@ -37,18 +37,18 @@ class Shortlist(NamedTuple):
 
 
 def shortlist(
-    strategy: Choose, versions: Sequence[ModelVersion], expectations: Sequence[Expected], prefer: Preference
+    worth: Worth | Choose, versions: Sequence[ModelVersion], expectations: Sequence[Expected], prefer: Preference
 ) -> Shortlist:
     """The order for calls of one kind.
 
     Args:
-        strategy: The route's weights; lateness costs nothing or more.
+        worth: What quality, money and lateness are worth; lateness costs nothing or more.
         versions: The candidates, in the route's order.
         expectations: What is expected of each for such a call.
         prefer: What the caller values most.
     """
     places = [
-        Place(ceiling(strategy, version, expected, prefer), at)
+        Place(ceiling(worth, version, expected, prefer), at)
         for at, (version, expected) in enumerate(zip(versions, expectations, strict=True))
     ]
     places.sort(key=lambda place: place.ceiling, reverse=True)

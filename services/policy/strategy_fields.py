@@ -67,6 +67,11 @@ def strategy_fields(strategy: Strategy) -> Iterator[tuple[str, Leaf]]:
                 if step.escalate is not None:
                     yield f"{at}.escalate.output", step.escalate.output
                     yield f"{at}.escalate.threshold", step.escalate.threshold
+                    points = () if step.escalate.calibration is None else step.escalate.calibration.points
+                    for number, point in enumerate(points):
+                        yield f"{at}.escalate.calibration.points[{number}].confidence", point.confidence
+                        yield f"{at}.escalate.calibration.points[{number}].right", point.right
+                    yield f"{at}.escalate.audit_share", step.escalate.audit_share
         case Ensemble(members, combine, quorum):
             for index, member in enumerate(members):
                 yield from _target_fields(f"route.ensemble.members[{index}].target", member.target)

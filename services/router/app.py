@@ -105,6 +105,7 @@ async def start(config: Config, process: Process) -> None:
             reserve_s=config.reserve_s,
             retry_share=config.share,
             routers=config.routers,
+            money_share=1.0 / config.senders,
         ),
         counts=_counts(config),
         composes=Composer(),

@@ -21,6 +21,7 @@ from services.router.hedging import Hedging
 from services.router.host_book import HostBook, take_standing
 from services.router.planning import Plan, Planner, take
 from services.router.ports import Catalog, Feedback
+from services.router.purses import rules_now
 from services.router.recording import Plans
 from services.router.snapshot import Snapshot
 from services.router.strategies.course import draw_key
@@ -70,7 +71,8 @@ class Asking:
 
     def plan_one(self, call: InferCall, destination: Destination, decision: Decision, remaining_s: float) -> None:
         """Decide one call to one candidate set and run nothing."""
-        now_s, draw, rules = self._clock.now_s(), self._draw(call, 1), decision.rules
+        now_s, draw = self._clock.now_s(), self._draw(call, 1)
+        rules = rules_now(decision, now_s)
         plan = self._planner.plan(call, destination, now_s=now_s, remaining_s=remaining_s, draw=draw, rules=rules)
         if isinstance(plan, Plan):
             take(decision, plan)
@@ -107,7 +109,8 @@ class Asking:
         Raises:
             YardError: It cannot be answered; says why.
         """
-        draw, rules, remaining_s = self._draw(call, 1), decision.rules, deadline.at_s - start_s
+        draw, remaining_s, hold = self._draw(call, 1), deadline.at_s - start_s, decision.hold
+        rules = decision.rules if hold is None else rules_now(decision, start_s)
         plans: Plans = decision.record or self._planner
         if most:  # the call began a while ago, and the world may be another one
             snapshot, destination = self._resolved(call, destination, start_s)
@@ -124,6 +127,8 @@ class Asking:
         tried: list[str] = []
         while True:
             take(decision, plan)
+            if hold is not None:
+                hold.hold(plan.option.version.cost_microusd)
             standing = take_standing(plan.state)
             more = call.options.idempotent and len(tried) + 1 < (most or destination.route.max_attempts)
             elsewhere = len(plan.option.hosts) > 1 or len(destination.options) > 1
@@ -134,6 +139,8 @@ class Asking:
             if isinstance(answer, HostAnswer):
                 if plan.expected is not None:
                     self._tables.answered(plan.option.key, plan.expected.kind, answer.compute_s)
+                if hold is not None:
+                    hold.pay()
                 return answer.payload
             tried.append(plan.record.host_id)
             if answer.begun:
@@ -244,7 +251,7 @@ class Asking:
             remaining_s=deadline.at_s - now_s,
             draw=self._draw(call, number),
             excluded=excluded,
-            rules=decision.rules,
+            rules=rules_now(decision, now_s),
         )
 
     def _resolved(self, call: InferCall, destination: Destination, now_s: float) -> tuple[Snapshot, Destination]:

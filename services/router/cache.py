@@ -303,7 +303,11 @@ class AnswerCache:
 
     async def _ask(self, asked: _Asked, decision: Decision, start_s: float) -> object:
         call, destination = asked.look.call, asked.look.destination
-        payload = await asked.legs.run_one(call, destination, decision, asked.deadline, start_s, most=asked.most)
+        try:
+            payload = await asked.legs.run_one(call, destination, decision, asked.deadline, start_s, most=asked.most)
+        finally:
+            if decision.hold is not None:
+                decision.hold.end()
         self._keep(asked.look, decision, payload)
         return payload
 

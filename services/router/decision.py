@@ -11,6 +11,7 @@ from services.domain.rules import NO_RULES, Rules
 from services.domain.service_class import ServiceClass
 from services.policy.admission import DeadlineSource
 from services.policy.learning import Expected
+from services.policy.pricing import Hold
 from services.policy.scoring import HostScore
 
 if TYPE_CHECKING:
@@ -156,6 +157,8 @@ class Decision:
     """What is written down of it; None if nothing is."""
     expected: Expected | None = None
     """What was expected of the version for such a call; None where nothing had to be of any."""
+    hold: Hold | None = None
+    """What it is paid from; None if no budget bounds it."""
 
     @property
     def service_class(self) -> ServiceClass:
@@ -168,6 +171,13 @@ class Decision:
         if self.told is None:
             self.told = Told()
         return self.told
+
+    @property
+    def cost_weight(self) -> float | None:
+        """The price of a microdollar that it was made at; None if its route says."""
+        if self.hold is not None:
+            return self.hold.cost_weight
+        return None if (price := self.rules.price) is None else price.cost_weight
 
     @property
     def cost_microusd(self) -> int:
@@ -205,6 +215,7 @@ class Decision:
             registry_revision=self.registry_revision,
             rules=self.rules,
             record=self.record,
+            hold=None if self.hold is None else self.hold.another(),
         )
 
     def adopt(self, leg: "Decision") -> None:

@@ -8,19 +8,21 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Collection
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from services.chassis.telemetry import logger
 from services.domain.clock import Clock
 from services.domain.errors import YardError
 from services.domain.request import InferCall
 from services.domain.rng import KeyedRng
-from services.domain.rules import NO_RULES, Rules
+from services.domain.rules import NO_RULES, Money, Rules
 from services.policy.balancing import Draw
+from services.policy.escalating import Enough, Escalate, Facts
 from services.router.decision import Decision
 from services.router.destination import Destination
 from services.router.labelling import Labelled
-from services.router.log_entries import Begun, Chosen, Ended, Entries, profile_of
+from services.router.log_entries import Begun, Chosen, Ended, Entries, Item, LabelCame, profile_of
+from services.router.log_escalations import Audited, Weighed
 from services.router.log_files import LogFiles
 from services.router.log_states import take
 from services.router.planning import Plan, Planner, Seen
@@ -37,10 +39,6 @@ TOGETHER = 16
 
 _SAMPLING = KeyedRng(0)
 """The same on every router, whatever its seed: all of them log a call, or none does."""
-
-
-Item: TypeAlias = Chosen | Ended | tuple[Labelled, float]
-"""What is written; a label with the time at which it came."""
 
 
 class Counter(Protocol):
@@ -142,7 +140,7 @@ class DecisionLog:
     def label(self, labelled: Labelled, now_s: float) -> None:
         """As `labelling.LabelLog.label`."""
         if self._ratio >= 1.0 or _SAMPLING.unit(labelled.label.request_id, "decision log") < self._ratio:
-            self.put((labelled, now_s))
+            self.put(LabelCame(labelled, now_s))
 
     def put(self, item: Item) -> None:
         """Have it written, unless too much waits."""
@@ -173,8 +171,7 @@ class DecisionLog:
         if missing > self._told:
             parts.append(self._entries.gap(missing - self._told))
             self._told = missing
-        entries = self._entries
-        parts += [_entry_of(item, entries) for item in batch]
+        parts += map(self._entries.entry, batch)
         self._files.write(b"".join(parts))
         self._written.inc(len(batch))
         self._complained = False
@@ -193,16 +190,6 @@ class DecisionLog:
                 self._complained = True
                 expected = isinstance(error, OSError)
                 logger().error("decisions are not logged", why=str(error), exc_info=None if expected else error)
-
-
-def _entry_of(item: Item, entries: Entries) -> bytes:
-    match item:
-        case Chosen():
-            return entries.chosen(item)
-        case Ended():
-            return entries.ended(item)
-        case (labelled, now_s):
-            return entries.labelled(labelled, now_s)
 
 
 class CallRecord:
@@ -275,9 +262,18 @@ class CallRecord:
                 taken,
                 seen,
                 plan,
+                rules.money,
             )
         )
         return plan
+
+    def escalated(self, route: str, step: int, facts: Facts, verdict: Enough | Escalate, money: Money | None) -> None:
+        """As `recording.Record.escalated`."""
+        self._log.put(Weighed(self._begun, route, step, facts, verdict, money))
+
+    def audited(self, route: str, step: int, confidence: float, agreed: bool) -> None:
+        """As `recording.Record.audited`."""
+        self._log.put(Audited(self._begun, route, step, confidence, agreed))
 
     def ended(self, decision: Decision, status: str) -> None:
         """The call ended now."""

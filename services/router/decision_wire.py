@@ -137,6 +137,8 @@ def encode_decision(decision: Decision) -> bytes:
         parts += (_ATTEMPTS, varint(len(encoded)), encoded)
     if decision.service_class is not ORDINARY:
         parts.append(pb.Decision(service_class=service_class_to(decision.service_class)).SerializeToString())
+        if (cost_weight := decision.cost_weight) is not None:
+            parts.append(pb.Decision(cost_weight=cost_weight).SerializeToString())
     if decision.probe:
         parts.append(_PROBE)
     if decision.told is not None:

@@ -130,6 +130,12 @@ class Destination:
         options = [option for option in self.options if option.hosts] or self.options
         return options[0].version.cost_microusd if options else 0
 
+    @property
+    def quality(self) -> float | None:
+        """How good that option is; None if it was not measured."""
+        options = [option for option in self.options if option.hosts] or self.options
+        return options[0].version.quality if options else None
+
     def pinned(self, version: str) -> "Destination":
         """The same, with options of `version` only.
 

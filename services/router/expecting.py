@@ -98,7 +98,7 @@ def compare(
     """
     assert destination.choice is not None
     beaten = len(destination.options) - len(prospects)
-    choice = choosing.choose(destination.choice, prospects, call.options.prefer, beaten=beaten)
+    choice = choosing.choose(destination.choice, prospects, call.options.prefer, rules, beaten=beaten)
     tier = rules.tier
     if (
         tier is None

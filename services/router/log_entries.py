@@ -22,12 +22,14 @@ from services.domain.host import HostRecord
 from services.domain.model import ModelKey, TensorMeta
 from services.domain.objects import RouteTarget
 from services.domain.request import InferCall, Preference, RouteOptions
+from services.domain.rules import Money
 from services.domain.service_class import ServiceClass
 from services.policy.admission import DeadlineSource
 from services.policy.learning import Evidence
 from services.router.decision import Attempt, Cached
 from services.router.decision_wire import CACHED, attempt_status
 from services.router.labelling import Labelled
+from services.router.log_escalations import Audited, Weighed, escalation_of
 from services.router.log_evidence import evidence_to
 from services.router.log_states import Facts, Taken, message_of
 from services.router.planning import Plan, Seen
@@ -102,6 +104,7 @@ class Chosen(NamedTuple):
     taken: list[Taken]
     seen: Seen
     plan: Plan | YardError
+    money: Money | None
 
 
 class Ended(NamedTuple):
@@ -117,6 +120,16 @@ class Ended(NamedTuple):
     compute_s: float | None
     batch_size: int
     cached: Cached | None
+
+
+class LabelCame(NamedTuple):
+    """A label, and when it came; monotonic seconds."""
+
+    labelled: Labelled
+    now_s: float
+
+
+Item = Chosen | Ended | Weighed | Audited | LabelCame
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +210,10 @@ class Entries:
             error_budget_left=chosen.seen.budget_left,
             learned_order=chosen.seen.learned_order,
         )
+        if (money := chosen.money) is not None:
+            choice.left_microusd = money.left_microusd
+            if money.cost_weight is not None:
+                choice.cost_weight = money.cost_weight
         for taken in chosen.taken:
             at = (taken.record.host_id, taken.key)
             if self._facts.get(at) != taken.facts:
@@ -252,6 +269,18 @@ class Entries:
             learned=not labelled.reason,
         )
         return _entry("label", message)
+
+    def entry(self, item: Item) -> bytes:
+        """Whatever it is."""
+        match item:
+            case Chosen():
+                return self.chosen(item)
+            case Ended():
+                return self.ended(item)
+            case LabelCame():
+                return self.labelled(item.labelled, item.now_s)
+            case _:
+                return _entry("escalation", escalation_of(item, item.begun.sequence))
 
     def _call(self, begun: Begun, parts: list[bytes]) -> bytes:
         call = pb.LogCall(

@@ -76,6 +76,7 @@ class Look:
     pick: balancing.Pick | None = None
     rejected: Reject | None = None
     no_host: bool = False
+    unpaid: bool = False
 
     @property
     def doubtful(self) -> bool:
@@ -112,6 +113,9 @@ class Looking:
             look.filtered = asked.unfit[at]
             return look
         look.filtered = choosing.wish_unmet(option.version, call.options, look.expected)
+        if rules.money is not None and not look.filtered:
+            look.filtered = choosing.unpaid(option.version, rules)
+            look.unpaid = bool(look.filtered)
         states = look.states
         zone, excluded = call.options.zone, asked.excluded
         if zone or excluded:

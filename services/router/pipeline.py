@@ -13,6 +13,10 @@ from services.domain.deadline import Deadline
 from services.domain.errors import (
     Fault,
     InvalidRequest,
+    NoCandidate,
+    RateLimited,
+    SpendingExhausted,
+    TooManyInFlight,
     YardError,
 )
 from services.domain.model import tensor_faults
@@ -30,6 +34,7 @@ from services.router.host_picking import Fleet
 from services.router.labelling import Labelling
 from services.router.planning import Planner
 from services.router.ports import Catalog, Counts, Feedback
+from services.router.purses import Purses
 from services.router.recording import Recorder
 from services.router.settling import settle
 from services.router.snapshot import Snapshot
@@ -48,8 +53,14 @@ class Limits:
     """Seconds of each deadline kept back to carry the answer home."""
     retry_share: float
     """The part of each retry budget, and of each shadow's bounds, that this process may use, in (0, 1]."""
+    money_share: float
+    """The part of each tenant's budget that this process may spend, in (0, 1]."""
     routers: int = 1
     """Routers, this one included, that share the limits of routes, tiers and tenants."""
+
+
+ITS_OWN = (InvalidRequest, NoCandidate, RateLimited, SpendingExhausted, TooManyInFlight)
+"""Refusals for what a caller asks, or how much: they say nothing of how well a route is served."""
 
 
 class Answer(NamedTuple):
@@ -99,6 +110,7 @@ class Pipeline:
         )
         self.watch = Watch(self._book, feedback, clock)
         """Looks after the hosts; whoever runs the pipeline runs it too."""
+        self._purses = Purses(share=limits.money_share)
         self._counts = counts
         self._entrance = Entrance(counts, most=limits.most_in_flight, routers=limits.routers, refused=feedback.refused)
         self._composes = composes
@@ -127,6 +139,8 @@ class Pipeline:
             snapshot, destination = self._find(call, start_s, runs=True)
             decision = _begin(call, snapshot, destination, remaining_s)
             counted = self._entrance.enter(decision.rules, destination.route, in_flight, start_s)
+            if decision.rules.tenant is not None:
+                decision.hold = self._purses.open(decision.rules, start_s)
             if (log := self._recorder) is not None:
                 decision.record = log.begin(call, snapshot, decision, self._planner, at_s=start_s, left_s=remaining_s)
             deadline = Deadline(start_s + decision.deadline_s, self._clock)
@@ -150,7 +164,7 @@ class Pipeline:
             return Answer(payload, decision)
         except YardError as error:
             self._feedback.failed(decision, error, self._clock.now_s() - start_s)
-            if decision is not None:
+            if decision is not None and not isinstance(error, ITS_OWN):
                 self._ended(decision, failed=True)
             raise
         except asyncio.CancelledError:
@@ -160,6 +174,8 @@ class Pipeline:
             self._counts.leave()
             if counted:
                 self._entrance.leave(counted)
+            if decision is not None and decision.hold is not None:
+                decision.hold.end()
 
     async def close(self) -> None:
         """End what goes on after answers."""
@@ -180,6 +196,7 @@ class Pipeline:
         now_s = self._clock.now_s()
         snapshot, destination = self._find(call, now_s, runs=False)
         decision = _begin(call, snapshot, destination, remaining_s)
+        decision.hold = self._purses.open(decision.rules, now_s)
         if destination.choice is None:
             course = self._course(destination, decision, Deadline(now_s + decision.deadline_s, self._clock))
             self._strategies.plan(course, call, destination, decision)

@@ -122,8 +122,8 @@ class Planner:
 
     def _best(self, this: Asked, strategy: Choose, seen: Seen | None) -> Plan | YardError:
         """The plan with the best of many options; only those are looked at that may be it, all if none is sound."""
-        prefer = this.call.options.prefer
-        shortlist = self._shortlist(this, strategy, prefer)
+        prefer, worth = this.call.options.prefer, choosing.worth_to(this.rules, strategy)
+        shortlist = self._shortlist(this, worth, prefer)
         looked: list[tuple[int, Look]] = []
         best, sound = choosing.WORST, False
         for most, at in shortlist.places:
@@ -133,7 +133,7 @@ class Planner:
             looked.append((at, look))
             if look.sound:
                 each = prospect(look, this)
-                own = choosing.rank(prefer, each, choosing.utility(strategy, each))
+                own = choosing.rank(prefer, each, choosing.utility(worth, each))
                 if own > best:
                     best, sound = own, True
         looked.sort()  # by the route's order, in which the first of several equal ones wins
@@ -141,17 +141,17 @@ class Planner:
             seen.learned_order = shortlist.learned and len(looked) < len(shortlist.places)
         return self._compared([look for _, look in looked], this, seen)
 
-    def _shortlist(self, this: Asked, strategy: Choose, prefer: Preference) -> shortlisting.Shortlist:
+    def _shortlist(self, this: Asked, worth: choosing.Worth | Choose, prefer: Preference) -> shortlisting.Shortlist:
         kinds, destination, tables = this.kinds, this.destination, self._tables
         of = kinds[0] if destination.one_schema else tuple(kinds)
-        key = (strategy.quality_weight, strategy.cost_weight, prefer, of, tables.labels)
+        key = (worth.quality_weight, worth.cost_weight, prefer, of, tables.labels)
         found = destination.shortlists.get(key)
         if found is None:
             options = destination.options
             expected = [
                 tables.expected(option.key, option.version, kind) for option, kind in zip(options, kinds, strict=True)
             ]
-            found = shortlisting.shortlist(strategy, [option.version for option in options], expected, prefer)
+            found = shortlisting.shortlist(worth, [option.version for option in options], expected, prefer)
             destination.shortlists.put(key, found)
         return found
 
@@ -161,7 +161,7 @@ class Planner:
             seen.looks = looks
         prospects, (choice, left) = self._compare(looks, this)
         if isinstance(choice, choosing.NothingFits):
-            return nothing_fits(this.destination, looks)
+            return nothing_fits(this.destination, looks, this.rules)
         if seen is not None:
             seen.prospects, seen.budget_left = prospects, left
             seen.scores, seen.propensities = choice.scores, choice.propensities

@@ -9,8 +9,9 @@ from typing import Protocol
 
 from services.domain.errors import YardError
 from services.domain.request import InferCall
-from services.domain.rules import NO_RULES, Rules
+from services.domain.rules import NO_RULES, Money, Rules
 from services.policy.balancing import Draw
+from services.policy.escalating import Enough, Escalate, Facts
 from services.router.decision import Decision
 from services.router.destination import Destination
 from services.router.labelling import LabelLog
@@ -42,6 +43,14 @@ class Record(Plans, Protocol):
 
     def at(self, snapshot: Snapshot) -> Plans:
         """The same, for plans by another view than the one that the call began with."""
+        ...
+
+    def escalated(self, route: str, step: int, facts: Facts, verdict: Enough | Escalate, money: Money | None) -> None:
+        """A cascade decided whether the step after `step`, from 0, is asked."""
+        ...
+
+    def audited(self, route: str, step: int, confidence: float, agreed: bool) -> None:
+        """Whether the step after `step` said the same, where that was asked too."""
         ...
 
     def ended(self, decision: Decision, status: str) -> None:

@@ -19,7 +19,7 @@ from services.domain.model import ModelKey, TensorMeta
 from services.domain.objects import RouteTarget
 from services.domain.request import InferCall
 from services.domain.rng import KeyedRng
-from services.domain.rules import Rules
+from services.domain.rules import Money, Rules
 from services.domain.strategies import Split
 from services.policy.balancing import Draw
 from services.policy.scoring import VersionState
@@ -27,6 +27,7 @@ from services.policy.splitting import arm_of, hash_key
 from services.router.destination import Destination, Option
 from services.router.host_picking import Fleet
 from services.router.log_entries import FORMAT, PREFERENCES, result_of, settled_of
+from services.router.log_escalations import Field, escalation_differing
 from services.router.log_evidence import LoggedTables
 from services.router.log_states import state_from, unknown
 from services.router.planning import Planner, Seen
@@ -45,22 +46,13 @@ class Unreadable(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
-    """A field that came out otherwise."""
-
-    path: str
-    logged: str
-    now: str
-
-
-@dataclass(frozen=True, slots=True)
 class Difference:
     """Something that is decided otherwise now."""
 
     entry: int
     """Which entry of its file, from 1."""
     what: str
-    """`call`, `choice`, `arm` or `answer`."""
+    """`call`, `choice`, `escalation`, `arm` or `answer`."""
     call: int
     request_id: str
     name: str
@@ -167,6 +159,8 @@ class Replay:
                 self._take_choice(entry.choice)
             case "outcome":
                 self._take_outcome(entry.outcome)
+            case "escalation":
+                self._take_escalation(entry.escalation)
             case "gap":
                 self._tally.dropped += entry.gap.dropped
             case "label":
@@ -272,6 +266,9 @@ class Replay:
         rules = self._calls[logged.call].rules
         if logged.HasField("service_class"):
             rules = replace(rules, service_class=service_class_from(logged.service_class))
+        if logged.HasField("left_microusd"):
+            weight = logged.cost_weight if logged.HasField("cost_weight") else None
+            rules = replace(rules, money=Money(logged.left_microusd, weight))
         draw = Draw(lambda purpose: self._rng.bits(draw_key(call), f"{purpose}/{logged.number}"), logged.number)
         seen = Seen()
         plan = self._planner.plan(
@@ -286,6 +283,19 @@ class Replay:
             only=_looked_at(logged, destination) if logged.learned_order else None,
         )
         return result_of(seen, plan, draw.drawn)
+
+    def _take_escalation(self, logged: pb.LogEscalation) -> None:
+        known = self._named(self._calls, logged.call, "call")
+        if logged.HasField("agreed"):
+            return  # it was learned, not decided
+        view = self._view(known.logged.revision)
+        if view is None:
+            return
+        self._tally.choices += 1
+        fields = escalation_differing(logged, view.objects.routes.get(logged.route), known.rules)
+        if fields:
+            of = known.logged
+            self._differ("escalation", of, fields, name=logged.route, revision=of.revision, now_s=of.start_s)
 
     def _take_outcome(self, logged: pb.LogOutcome) -> None:
         self._tally.outcomes += 1

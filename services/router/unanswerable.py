@@ -3,7 +3,8 @@
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
-from services.domain.errors import BudgetExhausted, NoCandidate, NoReadyHost, Overloaded, YardError
+from services.domain.errors import BudgetExhausted, NoCandidate, NoReadyHost, Overloaded, SpendingExhausted, YardError
+from services.domain.rules import Rules
 from services.policy.admission import Reject, RejectReason
 from services.router.destination import Destination, Option
 
@@ -21,6 +22,8 @@ class Looked(Protocol):
     """Set if its hosts would take too long, or refuse the call."""
     no_host: bool
     """Whether no host has it ready that may be used."""
+    unpaid: bool
+    """Whether there is not the money for it."""
 
 
 def no_host(option: Option, zone: str, excluded: Collection[str]) -> str:
@@ -33,7 +36,7 @@ def no_host(option: Option, zone: str, excluded: Collection[str]) -> str:
     return "no host has it ready" + (f"; {option.elsewhere}" if option.elsewhere else "")
 
 
-def nothing_fits(destination: Destination, looks: Sequence[Looked]) -> YardError:
+def nothing_fits(destination: Destination, looks: Sequence[Looked], rules: Rules) -> YardError:
     """The error for a call that no option can take: what time would heal goes before what it would not."""
     name = destination.name
     if not looks:
@@ -52,6 +55,12 @@ def nothing_fits(destination: Destination, looks: Sequence[Looked]) -> YardError
     if any(look.no_host for look in looks):
         return NoReadyHost(
             f"no host is ready for '{name}': {why}", retry_after_s=NO_HOST_RETRY_S, metadata={"name": name}
+        )
+    if rules.money is not None and (unpaid := [look.option.version.cost_microusd for look in looks if look.unpaid]):
+        return SpendingExhausted(
+            f"'{name}' cannot be paid: {why}",
+            retry_after_s=rules.money.until_s(min(unpaid)),
+            metadata={"name": name},
         )
     if rejected:
         return BudgetExhausted(f"'{name}' cannot answer in time: {why}", metadata={"name": name})

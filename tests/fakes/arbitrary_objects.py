@@ -25,6 +25,8 @@ from services.domain.objects import (
     WarmupTensor,
 )
 from services.domain.strategies import (
+    Calibration,
+    CalibrationPoint,
     Cascade,
     CascadeStep,
     Choose,
@@ -141,9 +143,11 @@ fallbacks = st.builds(
     st.lists(callees, max_size=3).map(tuple),
     st.none() | st.dictionaries(names, static_tensors, max_size=2),
 )
+calibrations = st.lists(st.builds(CalibrationPoint, numbers, numbers), max_size=3).map(tuple).map(Calibration)
+escalations = st.builds(Escalation, names, numbers, st.none() | calibrations, numbers)
 cascades = st.builds(
     Cascade,
-    st.lists(st.builds(CascadeStep, targets, st.none() | st.builds(Escalation, names, numbers)), max_size=3).map(tuple),
+    st.lists(st.builds(CascadeStep, targets, st.none() | escalations), max_size=3).map(tuple),
 )
 ensembles = st.builds(
     Ensemble,
@@ -191,7 +195,7 @@ policies = st.builds(
     texts,
     st.builds(RetryRules, st.integers(1, 9), numbers),
     st.builds(HedgeRules, st.booleans(), numbers),
-    st.builds(PriceRules, numbers, numbers, numbers, millis, numbers),
+    st.none() | st.builds(PriceRules, numbers, numbers, numbers, millis, numbers),
     st.builds(
         Balancing,
         st.sampled_from(BalancingStrategy),

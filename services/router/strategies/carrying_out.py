@@ -5,6 +5,7 @@ from services.domain.strategies import Cascade, Choose, Ensemble, Fallback, Pipe
 from services.router.decision import Decision
 from services.router.destination import Destination
 from services.router.strategies import cascade, ensemble, fallback, graph, split
+from services.router.strategies.auditing import Audits
 from services.router.strategies.course import Course
 from services.router.strategies.shadow import Copies, CopyFeedback
 
@@ -15,10 +16,12 @@ class Strategies:
     def __init__(self, feedback: CopyFeedback, *, share: float) -> None:
         """Tell `feedback` of copies; `share` is the part of their bounds that this process may use, in (0, 1]."""
         self._copies = Copies(feedback, share=share)
+        self._audits = Audits()
 
     async def close(self) -> None:
         """End what goes on after answers."""
         await self._copies.close()
+        await self._audits.close()
 
     async def carry_out(self, course: Course, call: InferCall, destination: Destination, decision: Decision) -> object:
         """Answer a call as its route says.
@@ -47,7 +50,7 @@ class Strategies:
             case Ensemble() as strategy:
                 return await ensemble.carry_out(course, call, destination, strategy, decision)
             case Cascade() as strategy:
-                return await cascade.carry_out(course, call, destination, strategy, decision)
+                return await cascade.carry_out(course, call, destination, strategy, decision, audits=self._audits)
             case Single() | Choose():
                 raise AssertionError("the pipeline carries out what has a choice")
 

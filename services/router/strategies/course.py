@@ -185,6 +185,8 @@ class Course:
             return await self.legs.run_one(call, destination, decision, deadline, self.clock.now_s(), most=most)
         finally:
             self.tally.retries += max(0, len(decision.attempts) - before - 1)
+            if decision.hold is not None:
+                decision.hold.end()
 
     def keeping(self, destination: Destination) -> Route:
         """The route that says whether answers of one that this one names are kept: of models, this one itself."""

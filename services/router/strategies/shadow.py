@@ -132,6 +132,7 @@ class Copies:
         await course.clock.sleep(0.0)  # a turn of the loop, in which the answer goes out
         leg = answered.decision.leg()
         leg.rules, leg.telling.copy = replace(leg.rules, service_class=COPIES), True
+        leg.hold = None  # not for its caller, who does not pay
         deadline = Deadline.after(destination.route.default_timeout_s, course.clock)
         callee = destination.callees[1]
         copy = course.composes.asking(call)._replace(name=callee.name, version="")

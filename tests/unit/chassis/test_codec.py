@@ -20,7 +20,7 @@ from services.domain.strategies import (
     Split,
     SplitTarget,
 )
-from services.domain.tenancy import Balancing, Budget, HedgeRules, PriceRules, Quotas, RateLimit, RetryRules, Tier
+from services.domain.tenancy import Balancing, Budget, HedgeRules, Quotas, RateLimit, RetryRules, Tier
 from tests.fakes import arbitrary_objects
 
 
@@ -127,7 +127,7 @@ def test_what_is_not_set_in_a_policy_or_tenant_takes_the_default_of_the_contract
     )
 
     assert object_codec.object_from(policy) == Policy(
-        Metadata(""), (Tier("gold", 1),), "", "", RetryRules(3, 0.1), HedgeRules(False, 0.95), PriceRules(), Balancing()
+        Metadata(""), (Tier("gold", 1),), "", "", RetryRules(3, 0.1), HedgeRules(False, 0.95), None, Balancing()
     )
     assert object_codec.object_from(tenant) == Tenant(
         Metadata(""), "p", "gold", "", "", Quotas(), RateLimit(2.5, 3), 0, Budget(5, 86_400.0)

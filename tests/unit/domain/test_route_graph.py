@@ -156,6 +156,15 @@ def test_what_a_named_route_takes_and_gives_must_fit_too() -> None:
     ]
 
 
+def test_an_audit_needs_the_output_of_the_next_step_too() -> None:
+    cascade = Cascade((CascadeStep(A, Escalation("y", 0.5, audit_share=0.1)), CascadeStep(B)))
+    other = replace(a_model("b"), outputs=(replace(a_model("b").outputs[0], name="z"),))
+    route = replace(a_route("r", cascade), outputs=())
+
+    assert faults(a_model("a"), a_model("b"), route) == []
+    assert any("'b' gives no output 'y' to compare with" in fault for fault in faults(a_model("a"), other, route))
+
+
 def test_a_threshold_needs_an_output_that_has_one() -> None:
     def cascade(output: str) -> Route:
         return a_route("r", Cascade((CascadeStep(A, Escalation(output, 0.5)), CascadeStep(B))))

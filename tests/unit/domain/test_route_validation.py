@@ -7,6 +7,8 @@ import pytest
 from services.domain.model import TensorSpec
 from services.domain.route_validation import route_faults
 from services.domain.strategies import (
+    Calibration,
+    CalibrationPoint,
     CandidateRule,
     Cascade,
     CascadeStep,
@@ -36,6 +38,11 @@ A, B = RouteTarget("a"), RouteTarget("b", "1.0.0")
 NAN = float("nan")
 SURE = Escalation("scores", 0.8)
 X = TensorSpec("x", "FP32", (-1,))
+
+
+def calibrated(*points: tuple[float, float], audit_share: float = 0.0) -> Cascade:
+    table = Calibration(tuple(CalibrationPoint(*point) for point in points))
+    return Cascade((CascadeStep(A, Escalation("scores", 0.8, table, audit_share)), CascadeStep(B)))
 
 
 def of(strategy: Strategy) -> list[str]:
@@ -114,6 +121,12 @@ def test_a_strategy_that_makes_sense_has_no_fault(strategy: Strategy) -> None:
         (Cascade((CascadeStep(A, SURE), CascadeStep(B, SURE))), "cascade.steps[1].escalate: there is no step after"),
         (Cascade((CascadeStep(A, Escalation("", 0.5)), CascadeStep(B))), "cascade.steps[0].escalate.output: must not"),
         (Cascade((CascadeStep(A, Escalation("y", NAN)), CascadeStep(B))), "cascade.steps[0].escalate.threshold: nan"),
+        (calibrated(), "cascade.steps[0].escalate.calibration.points: 0 points; there must be 1 to 64"),
+        (calibrated((NAN, 0.5)), "cascade.steps[0].escalate.calibration.points[0].confidence: nan must be finite"),
+        (calibrated((0.5, 0.5), (0.5, 0.6)), "cascade.steps[0].escalate.calibration.points[1].confidence: 0.5 must be"),
+        (calibrated((0.5, 0.5), (0.6, 0.4)), "cascade.steps[0].escalate.calibration.points[1].right: 0.4 must not be"),
+        (calibrated((0.5, 1.5)), "cascade.steps[0].escalate.calibration.points[0].right: 1.5 must be in 0 to 1"),
+        (calibrated((0.5, 0.5), audit_share=2.0), "cascade.steps[0].escalate.audit_share: 2.0 must be in 0 to 1"),
         (Cascade((CascadeStep(A, SURE), CascadeStep(A))), "cascade.steps[1].target: 'a' stands twice"),
         (ensemble(None), "ensemble.members: at least 2 are needed"),
         (ensemble(None, None, quorum=3), "ensemble.quorum: 3 must be in 1 to 2, its members"),

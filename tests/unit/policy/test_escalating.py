@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from services.domain.strategies import Calibration, CalibrationPoint, Escalation
 from services.domain.tensor import RawTensor
-from services.policy.escalating import Enough, Escalate, confidence, escalate
+from services.policy.choosing import Worth
+from services.policy.escalating import Enough, Escalate, Facts, agree, confidence, escalate
 
 
 def scores(*rows: list[float]) -> RawTensor:
@@ -37,15 +39,7 @@ def test_texts_are_no_scores() -> None:
 
 
 def verdict(sure: float, *, remaining_s: float = 1.0, most: int | None = None) -> Enough | Escalate:
-    return escalate(
-        sure,
-        0.9,
-        remaining_s=remaining_s,
-        next_s=0.1,
-        spent_microusd=10,
-        next_microusd=40,
-        most_microusd=most,
-    )
+    return escalate(Escalation("scores", 0.9), Facts(sure, remaining_s, 0.1, 0.97, 10, 40, most))
 
 
 def test_an_answer_that_is_sure_is_enough() -> None:
@@ -67,3 +61,45 @@ def test_never_for_more_than_the_caller_allows() -> None:
 
     assert found == Enough("unsure: 0.62, below 0.9; with the next step it costs 50 µUSD, over the 49 allowed", True)
     assert isinstance(verdict(0.62, most=50), Escalate)
+
+
+TABLE = Calibration((CalibrationPoint(0.5, 0.6), CalibrationPoint(0.9, 0.95)))
+
+
+def weighed(sure: float, worth: Worth, *, remaining_s: float = 10.0, quality: float | None = 0.99) -> Enough | Escalate:
+    return escalate(Escalation("scores", 0.9, TABLE), Facts(sure, remaining_s, 0.1, quality, 10, 40, None, worth))
+
+
+def test_calibrated_the_next_one_is_asked_if_it_is_worth_more_than_it_costs() -> None:
+    assert weighed(0.9, Worth(1.0, 0.0009, 1.0)) == Escalate(
+        "unsure: p = 0.95 at 0.9; the next step is worth 0.04 more, and costs 0.036"
+    )
+    assert weighed(0.9, Worth(1.0, 0.0011, 1.0)) == Enough(
+        "sure enough: p = 0.95 at 0.9; the next step is worth 0.04 more, and costs 0.044", unsure=False
+    )
+
+
+def test_what_quality_is_worth_and_what_lateness_costs_count_too() -> None:
+    assert isinstance(weighed(0.9, Worth(2.0, 0.0011, 1.0)), Escalate)
+    assert isinstance(weighed(0.7, Worth(1.0, 0.001, 1.0), remaining_s=0.21), Escalate)
+    assert isinstance(weighed(0.7, Worth(1.0, 0.001, 10.0), remaining_s=0.21), Enough)
+
+
+def test_calibrated_too_never_without_slack() -> None:
+    found = weighed(0.5, Worth(), remaining_s=0.19)
+
+    assert isinstance(found, Enough)
+    assert found.unsure
+
+
+def test_where_the_next_ones_quality_is_unknown_the_threshold_counts() -> None:
+    assert weighed(0.89, Worth(), quality=None) == Escalate("unsure: 0.89, below 0.9")
+
+
+def test_two_agree_if_every_row_says_the_same() -> None:
+    one = scores([0.1, 0.9], [0.6, 0.4])
+
+    assert agree(one, scores([0.4, 0.6], [0.9, 0.1]))
+    assert not agree(one, scores([0.4, 0.6], [0.1, 0.9]))
+    assert agree(one, scores([0.4, 0.6])) is None
+    assert agree(scores([0.4], [0.1]), scores([0.9], [0.2])) is None

@@ -35,6 +35,8 @@ from services.domain.objects import (
     WarmupTensor,
 )
 from services.domain.strategies import (
+    Calibration,
+    CalibrationPoint,
     CandidateRule,
     Cascade,
     CascadeStep,
@@ -118,12 +120,13 @@ SINGLE = Route(Metadata("read"), Single(RouteTarget("digits")))
 CHOOSE = Route(Metadata("read"), Choose((RouteTarget("digits", "1.0.0"),), 2.0, 0.1, 3.0), "Reads digits.", 1.0, 2.0, 5)
 TARGET = RouteTarget("digits", "1.0.0")
 NAMED = RouteName("other")
+SURE = Calibration((CalibrationPoint(0.5, 0.75),))
 STRATEGIES: tuple[Strategy, ...] = (
     Choose((TARGET,), 2.0, 0.1, 3.0, (CandidateRule("digits", {"a": "b"}, ("law",), ("easy",), 1, 9),)),
     Split((SplitTarget(TARGET, 100.0),), HashKey.TENANT),
     Shadow(TARGET, TARGET, 5.0, Budget(7, 60.0), 2),
     Fallback((TARGET, NAMED), {"y": StaticTensor((1,), b"12345678")}),
-    Cascade((CascadeStep(TARGET, Escalation("y", 0.5)),)),
+    Cascade((CascadeStep(TARGET, Escalation("y", 0.5, SURE, 0.25)),)),
     Ensemble((EnsembleMember(TARGET, 2.0),), Combine.VOTE, 1),
     Pipeline(
         (PipelineStep("a", TARGET, {"x": TensorSource("x", "b")}), PipelineStep("b", NAMED, {})),

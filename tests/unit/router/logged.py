@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import random
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from modelyard.inference.v1 import decision_log_pb2 as pb
+from modelyard.inference.v1 import inference_pb2
 from services.chassis.delimited import Delimited
 from services.chassis.shared_counts import LocalCounts
 from services.chassis.telemetry import Telemetry
@@ -30,11 +32,25 @@ from services.domain.objects import (
 from services.domain.request import InferCall, Preference, RouteOptions
 from services.domain.rng import KeyedRng
 from services.domain.service_class import OPEN, ServiceClass
-from services.domain.strategies import Fallback, HashKey, RouteName, Shadow, Split, SplitTarget
+from services.domain.strategies import (
+    Calibration,
+    CalibrationPoint,
+    Cascade,
+    CascadeStep,
+    Escalation,
+    Fallback,
+    HashKey,
+    RouteName,
+    Shadow,
+    Split,
+    SplitTarget,
+)
 from services.domain.tenancy import (
     Balancing,
     BalancingStrategy,
+    Budget,
     HedgeRules,
+    PriceRules,
     Protection,
     SessionAffinity,
     Tier,
@@ -107,11 +123,23 @@ class RandomHosts:
             error: YardError = chance.choice((HostUnavailable, ModelFailed, Overloaded))("by chance")
             error.retry_after_s = 0.01
             raise AttemptFailed(error, report)
-        return HostAnswer(b"", chance.random() * 0.001, chance.random() * 0.002, 1, report)
+        return HostAnswer(_answer(chance), chance.random() * 0.001, chance.random() * 0.002, 1, report)
+
+
+def _answer(chance: random.Random) -> bytes:
+    response = inference_pb2.InferResponse(model_name="m")
+    response.outputs.add(name="y", datatype="FP32", shape=[1, 4])
+    response.raw_output_contents.append(struct.pack("<4f", *(chance.random() for _ in range(4))))
+    return response.SerializeToString()
 
 
 MODELS = ("small", "large", "huge")
-TIERS = (Tier("gold", 1), Tier("silver", 3, exploration=0.1), Tier("bulk", 6, sheddable=True))
+SURE = Calibration((CalibrationPoint(0.1, 0.2), CalibrationPoint(0.9, 0.8)))
+TIERS = (
+    Tier("gold", 1),
+    Tier("silver", 3, quality_weight=1.5, exploration=0.1),
+    Tier("bulk", 6, sheddable=True),
+)
 
 BALANCED = {
     "turns": Balancing(BalancingStrategy.ROUND_ROBIN),
@@ -133,11 +161,17 @@ def objects_of(generation: int) -> list[Object]:
         for version in ("1.0.0", "1.1.0")
     ]
     return [
-        *(replace(a_model(model), latency_slo_s=0.02, deterministic=True) for model in MODELS),
+        *(replace(a_model(model), latency_slo_s=0.02, availability_slo=0.5, deterministic=True) for model in MODELS),
         *versions,
-        Policy(Metadata("default"), TIERS, default_tier="silver", hedge=HedgeRules(True, 0.5)),
+        Policy(
+            Metadata("default"),
+            TIERS,
+            default_tier="silver",
+            hedge=HedgeRules(True, 0.5),
+            price=PriceRules(step=0.001, interval_s=1.0),
+        ),
         Policy(Metadata("bare"), TIERS, protection=Protection(False, generation % 2 == 0, True, False)),
-        Tenant(Metadata("acme"), policy="default", tier="silver"),
+        Tenant(Metadata("acme"), policy="default", tier="silver", budget=Budget(1000 + generation, 1.0)),
         Tenant(Metadata("bold"), policy="bare", tier="bulk"),
         Route(Metadata("pick"), Choose(tuple(map(RouteTarget, MODELS)), latency_weight=1.0 + generation)),
         Route(Metadata("one"), Single(RouteTarget("small"))),
@@ -154,6 +188,16 @@ def objects_of(generation: int) -> list[Object]:
             Metadata("kept-canary"),
             Split((SplitTarget(RouteTarget("small"), 75.0), SplitTarget(RouteTarget("large"), 25.0))),
             cache=Cache(ttl_s=0.05, stale_s=0.1),
+        ),
+        Route(
+            Metadata("careful"),
+            Cascade(
+                (
+                    CascadeStep(RouteTarget("small"), Escalation("y", 0.5, SURE, audit_share=0.5)),
+                    CascadeStep(RouteTarget("large"), Escalation("y", 0.9)),
+                    CascadeStep(RouteTarget("huge")),
+                )
+            ),
         ),
         Route(Metadata("copied"), Shadow(RouteTarget("small"), RouteTarget("large"))),
         *(
@@ -189,7 +233,17 @@ class LoggedWorld:
         self.clock = ManualClock()
         self.directory = directory
         self.objects: dict[int, Objects] = {}
-        self.names: tuple[str, ...] = ("pick", "pick", "one", "canary", "always", "copied", "large", *BALANCED)
+        self.names: tuple[str, ...] = (
+            "pick",
+            "pick",
+            "one",
+            "canary",
+            "always",
+            "copied",
+            "large",
+            "careful",
+            *BALANCED,
+        )
         """What calls name."""
         self.dropped, self.written = Count(), Count()
         self.catalog = FixedCatalog(None)
@@ -216,7 +270,7 @@ class LoggedWorld:
             clock=self.clock,
             rng=KeyedRng(SEED),
             fleet=Fleet(routers=2, zone=zone, zone_way_s=0.002),
-            limits=Limits(most_in_flight=1000, reserve_s=0.005, retry_share=1.0),
+            limits=Limits(most_in_flight=1000, reserve_s=0.005, retry_share=1.0, money_share=1.0),
             counts=LocalCounts(),
             composes=Composer(),
             recorder=self.log,

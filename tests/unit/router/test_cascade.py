@@ -8,9 +8,17 @@ import pytest
 from modelyard.inference.v1 import inference_pb2 as pb
 from services.domain.errors import InvalidRequest, ModelFailed, NoReadyHost
 from services.domain.model import TensorSpec
-from services.domain.objects import Model, Object
+from services.domain.objects import Metadata, Model, Object, Policy, Tenant
 from services.domain.request import RouteOptions
-from services.domain.strategies import Cascade, CascadeStep, Escalation, RouteTarget
+from services.domain.strategies import (
+    Calibration,
+    CalibrationPoint,
+    Cascade,
+    CascadeStep,
+    Escalation,
+    RouteTarget,
+)
+from services.domain.tenancy import Budget, PriceRules, Tier
 from services.router.frames import Payload
 from tests.fakes.objects import a_host, a_model, a_route, hosted
 from tests.unit.router.test_graph import answered, asking, floats
@@ -167,3 +175,56 @@ async def test_explain_says_the_order_and_the_threshold() -> None:
     assert dry.version is not None
     assert dry.version.metadata.name == "small"
     assert len(dry.candidates) == 2
+
+
+def a_calibrated_world(*, small: float = 0.6, cost: int = 60, audit_share: float = 0.0) -> World:
+    """The small one is right as often as it is sure; the large one 98 times in 100."""
+    table = Calibration((CalibrationPoint(0.0, 0.0), CalibrationPoint(1.0, 1.0)))
+    steps = (
+        CascadeStep(RouteTarget("small"), Escalation("scores", 0.0, table, audit_share)),
+        CascadeStep(RouteTarget("large")),
+    )
+    objects: list[Object] = [a_route("r", Cascade(steps)), a_classifier("small"), a_classifier("large")]
+    objects += [rated("small", cost=10), rated("large", quality=0.98, cost=cost)]
+    objects += [
+        Policy(Metadata("p"), (Tier("gold", 1),), price=PriceRules(cost_weight=0.002, step=0.0)),
+        Tenant(Metadata("acme"), policy="p", tier="gold", budget=Budget(2000, 2000.0)),
+    ]
+    world = World(objects, [a_host(f"h-{name}", hosted(name)) for name in ("small", "large")])
+    world.hosts.answers = {"small": scoring(1.0, small), "large": scoring(2.0, 0.99)}  # type: ignore[dict-item]
+    return world
+
+
+async def test_calibrated_the_large_one_is_asked_where_that_is_worth_its_price() -> None:
+    decision = await a_calibrated_world(small=0.9).decide(asking())
+
+    assert decision.told is not None
+    assert [step.reason.partition("; ")[2] for step in decision.told.steps] == [
+        "unsure: p = 0.9 at 0.9; the next step is worth 0.08 more, and costs 0.06",
+        "",
+    ]
+
+
+async def test_it_is_not_asked_for_a_tenant_to_whom_money_is_worth_more() -> None:
+    world = a_calibrated_world(small=0.9)
+
+    decision = await world.decide(asking()._replace(options=RouteOptions(tenant="acme")))
+
+    assert asked(world) == ["small"]
+    assert decision.reason.endswith("sure enough: p = 0.9 at 0.9; the next step is worth 0.08 more, and costs 0.12")
+    assert decision.told is not None
+    assert decision.told.degraded_reason == ""
+
+
+async def test_each_step_is_paid_for_and_without_money_the_unsure_answer_is_given() -> None:
+    world = a_calibrated_world(small=0.2, cost=60)  # 50 at once
+    tenant = asking()._replace(options=RouteOptions(tenant="acme"))
+
+    decision = await world.decide(tenant)
+
+    assert asked(world) == ["small"]
+    assert decision.told is not None
+    assert decision.told.degraded_reason == (
+        "large: 'large' cannot be paid: large:1.0.0: costs 60 µUSD, and tenant 'acme' has 40 left"
+    )
+    assert decision.cost_microusd == 10

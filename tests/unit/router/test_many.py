@@ -104,7 +104,7 @@ class Running:
             clock=ManualClock(),
             rng=KeyedRng(0),
             fleet=Fleet(routers=1, zone="", zone_way_s=0.0),
-            limits=Limits(most_in_flight=4 * MOST_OPEN, reserve_s=0.0, retry_share=1.0),
+            limits=Limits(most_in_flight=4 * MOST_OPEN, reserve_s=0.0, retry_share=1.0, money_share=1.0),
             counts=LocalCounts(),
             composes=Composer(),
         )

@@ -13,7 +13,7 @@ from services.chassis.delimited import framed
 from services.chassis.object_codec import object_to
 from services.domain.objects import Metadata, Tenant
 from services.domain.tenancy import RateLimit
-from services.policy import balancing, circuit, exploring, learning
+from services.policy import balancing, circuit, escalating, exploring, learning
 from services.policy.scoring import VersionState
 from services.router import replay, replaying
 from services.router.destination import Option
@@ -122,7 +122,7 @@ async def test_calls_that_are_not_let_in_are_not_written_and_the_rest_is_replaye
     found = world.replay()
     assert found.first is None
     assert found.calls == found.outcomes
-    assert 200 < found.calls < 350  # a quarter was of the tenant
+    assert 200 < found.calls < 370  # a sixth was of the tenant
     asked = [entry.profile.options.tenant for entry in world.entries() if entry.WhichOneof("entry") == "profile"]
     assert "acme" in asked
 
@@ -232,3 +232,24 @@ async def test_no_state_is_read_that_was_not_logged(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(replaying, "unknown", unreadable)
 
     assert world.replay().first is None
+
+
+async def test_money_and_escalations_are_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = LoggedWorld(tmp_path)
+    await world.run(1500)
+    logged = [entry.escalation for entry in world.entries() if entry.HasField("escalation")]
+    choices = [entry.choice for entry in world.entries() if entry.HasField("choice")]
+
+    assert any(each.HasField("agreed") for each in logged)
+    assert {each.escalated for each in logged if not each.HasField("agreed")} == {True, False}
+    assert any(each.HasField("cost_weight") and "p = " in each.reason for each in logged)
+    assert any("and tenant 'acme' has" in view.filtered for each in choices for view in each.result.candidates)
+    assert len({each.cost_weight for each in choices if each.HasField("cost_weight")}) > 1
+    assert world.replay().first is None
+
+    monkeypatch.setattr(escalating, "chance", lambda _, sure: 0.99 * sure)
+    first = world.replay().first
+
+    assert first is not None
+    assert (first.what, first.name) == ("escalation", "careful")
+    assert [field.path for field in first.fields][-1] == "reason"

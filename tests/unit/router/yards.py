@@ -182,7 +182,9 @@ class World:
             clock=passing,
             rng=KeyedRng(0),
             fleet=Fleet(routers=1, zone=zone, zone_way_s=0.002),
-            limits=Limits(most_in_flight=most_in_flight, reserve_s=0.005, retry_share=1.0, routers=routers),
+            limits=Limits(
+                most_in_flight=most_in_flight, reserve_s=0.005, retry_share=1.0, money_share=1.0, routers=routers
+            ),
             counts=LocalCounts(),
             composes=Composer(),
             cache=AnswerCache(

@@ -44,6 +44,7 @@ class LogEntry(_message.Message):
     OUTCOME_FIELD_NUMBER: _builtins.int
     GAP_FIELD_NUMBER: _builtins.int
     LABEL_FIELD_NUMBER: _builtins.int
+    ESCALATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> Global___LogHeader:
         """What the file is; first."""
@@ -76,6 +77,10 @@ class LogEntry(_message.Message):
     def label(self) -> Global___LogLabel:
         """Somebody said how good an answer was, or what it cost."""
 
+    @_builtins.property
+    def escalation(self) -> Global___LogEscalation:
+        """A cascade decided whether its next step is asked, or learned whether that would have said the same."""
+
     def __init__(
         self,
         *,
@@ -87,12 +92,13 @@ class LogEntry(_message.Message):
         outcome: Global___LogOutcome | None = ...,
         gap: Global___LogGap | None = ...,
         label: Global___LogLabel | None = ...,
+        escalation: Global___LogEscalation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "choice", b"choice", "entry", b"entry", "fleet", b"fleet", "gap", b"gap", "header", b"header", "label", b"label", "outcome", b"outcome", "profile", b"profile"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "choice", b"choice", "entry", b"entry", "escalation", b"escalation", "fleet", b"fleet", "gap", b"gap", "header", b"header", "label", b"label", "outcome", b"outcome", "profile", b"profile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "choice", b"choice", "entry", b"entry", "fleet", b"fleet", "gap", b"gap", "header", b"header", "label", b"label", "outcome", b"outcome", "profile", b"profile"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "choice", b"choice", "entry", b"entry", "escalation", b"escalation", "fleet", b"fleet", "gap", b"gap", "header", b"header", "label", b"label", "outcome", b"outcome", "profile", b"profile"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_entry: _TypeAlias = _typing.Literal["header", "fleet", "profile", "call", "choice", "outcome", "gap", "label"]  # noqa: Y015
+    _WhichOneofReturnType_entry: _TypeAlias = _typing.Literal["header", "fleet", "profile", "call", "choice", "outcome", "gap", "label", "escalation"]  # noqa: Y015
     _WhichOneofArgType_entry: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_entry) -> _WhichOneofReturnType_entry | None: ...
 
@@ -397,6 +403,8 @@ class LogChoice(_message.Message):
     EVIDENCE_FIELD_NUMBER: _builtins.int
     ERROR_BUDGET_LEFT_FIELD_NUMBER: _builtins.int
     LEARNED_ORDER_FIELD_NUMBER: _builtins.int
+    LEFT_MICROUSD_FIELD_NUMBER: _builtins.int
+    COST_WEIGHT_FIELD_NUMBER: _builtins.int
     call: _builtins.int
     """The call's."""
     now_s: _builtins.float
@@ -413,6 +421,10 @@ class LogChoice(_message.Message):
     """What was left of the route's error budget, of 1; absent if it was not asked for, since the best is taken in any case."""
     learned_order: _builtins.bool
     """True if candidates were left out for what labels say of them; else for what the registry says alone, if any were."""
+    left_microusd: _builtins.int
+    """What there was for the call of its tenant's budget, in microdollars; absent if no budget bounds it."""
+    cost_weight: _builtins.float
+    """What a microdollar was worth by then; absent if the call's policy has no prices, or no budget bounds it."""
     @_builtins.property
     def target(self) -> _model_pb2.ModelKey:
         """Set if a strategy names the model itself, whatever routes are called like it; the version may be empty."""
@@ -454,14 +466,25 @@ class LogChoice(_message.Message):
         evidence: _abc.Iterable[Global___LogEvidence] | None = ...,
         error_budget_left: _builtins.float | None = ...,
         learned_order: _builtins.bool = ...,
+        left_microusd: _builtins.int | None = ...,
+        cost_weight: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_error_budget_left", b"_error_budget_left", "error_budget_left", b"error_budget_left", "result", b"result", "service_class", b"service_class", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_weight", b"_cost_weight", "_error_budget_left", b"_error_budget_left", "_left_microusd", b"_left_microusd", "cost_weight", b"cost_weight", "error_budget_left", b"error_budget_left", "left_microusd", b"left_microusd", "result", b"result", "service_class", b"service_class", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_error_budget_left", b"_error_budget_left", "call", b"call", "error_budget_left", b"error_budget_left", "evidence", b"evidence", "excluded", b"excluded", "learned_order", b"learned_order", "now_s", b"now_s", "number", b"number", "profile", b"profile", "remaining_s", b"remaining_s", "result", b"result", "revision", b"revision", "service_class", b"service_class", "states", b"states", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_weight", b"_cost_weight", "_error_budget_left", b"_error_budget_left", "_left_microusd", b"_left_microusd", "call", b"call", "cost_weight", b"cost_weight", "error_budget_left", b"error_budget_left", "evidence", b"evidence", "excluded", b"excluded", "learned_order", b"learned_order", "left_microusd", b"left_microusd", "now_s", b"now_s", "number", b"number", "profile", b"profile", "remaining_s", b"remaining_s", "result", b"result", "revision", b"revision", "service_class", b"service_class", "states", b"states", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cost_weight: _TypeAlias = _typing.Literal["cost_weight"]  # noqa: Y015
+    _WhichOneofArgType__cost_weight: _TypeAlias = _typing.Literal["_cost_weight", b"_cost_weight"]  # noqa: Y015
     _WhichOneofReturnType__error_budget_left: _TypeAlias = _typing.Literal["error_budget_left"]  # noqa: Y015
     _WhichOneofArgType__error_budget_left: _TypeAlias = _typing.Literal["_error_budget_left", b"_error_budget_left"]  # noqa: Y015
+    _WhichOneofReturnType__left_microusd: _TypeAlias = _typing.Literal["left_microusd"]  # noqa: Y015
+    _WhichOneofArgType__left_microusd: _TypeAlias = _typing.Literal["_left_microusd", b"_left_microusd"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cost_weight) -> _WhichOneofReturnType__cost_weight | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__error_budget_left) -> _WhichOneofReturnType__error_budget_left | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__left_microusd) -> _WhichOneofReturnType__left_microusd | None: ...
 
 Global___LogChoice: _TypeAlias = LogChoice  # noqa: Y015
 
@@ -1030,6 +1053,97 @@ class LogLabel(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__quality) -> _WhichOneofReturnType__quality | None: ...
 
 Global___LogLabel: _TypeAlias = LogLabel  # noqa: Y015
+
+@_typing.final
+class LogEscalation(_message.Message):
+    """What a cascade decided after a step had answered; or, where `agreed` is set, what an audit of that answer said, and then
+    only call, route, step and confidence stand beside it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALL_FIELD_NUMBER: _builtins.int
+    ROUTE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    REMAINING_S_FIELD_NUMBER: _builtins.int
+    NEXT_S_FIELD_NUMBER: _builtins.int
+    NEXT_QUALITY_FIELD_NUMBER: _builtins.int
+    SPENT_MICROUSD_FIELD_NUMBER: _builtins.int
+    NEXT_MICROUSD_FIELD_NUMBER: _builtins.int
+    MOST_MICROUSD_FIELD_NUMBER: _builtins.int
+    COST_WEIGHT_FIELD_NUMBER: _builtins.int
+    ESCALATED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    AGREED_FIELD_NUMBER: _builtins.int
+    call: _builtins.int
+    """The call's sequence."""
+    route: _builtins.str
+    """The route."""
+    step: _builtins.int
+    """The step that had answered, from 0."""
+    confidence: _builtins.float
+    """How sure it was."""
+    remaining_s: _builtins.float
+    """What was left of the deadline."""
+    next_s: _builtins.float
+    """What the next step was expected to take."""
+    next_quality: _builtins.float
+    """How good that is; absent if it was not measured."""
+    spent_microusd: _builtins.int
+    """What the call had cost, in microdollars."""
+    next_microusd: _builtins.int
+    """What the next step costs."""
+    most_microusd: _builtins.int
+    """What the caller allows; absent for any price."""
+    cost_weight: _builtins.float
+    """What a microdollar was worth by then; absent if the call's policy has no prices, or no budget bounds it."""
+    escalated: _builtins.bool
+    """Came out: whether the next step is asked."""
+    reason: _builtins.str
+    """Why."""
+    agreed: _builtins.bool
+    """Whether the next step, which was asked too, said the same."""
+    def __init__(
+        self,
+        *,
+        call: _builtins.int = ...,
+        route: _builtins.str = ...,
+        step: _builtins.int = ...,
+        confidence: _builtins.float = ...,
+        remaining_s: _builtins.float = ...,
+        next_s: _builtins.float = ...,
+        next_quality: _builtins.float | None = ...,
+        spent_microusd: _builtins.int = ...,
+        next_microusd: _builtins.int = ...,
+        most_microusd: _builtins.int | None = ...,
+        cost_weight: _builtins.float | None = ...,
+        escalated: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        agreed: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_agreed", b"_agreed", "_cost_weight", b"_cost_weight", "_most_microusd", b"_most_microusd", "_next_quality", b"_next_quality", "agreed", b"agreed", "cost_weight", b"cost_weight", "most_microusd", b"most_microusd", "next_quality", b"next_quality"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_agreed", b"_agreed", "_cost_weight", b"_cost_weight", "_most_microusd", b"_most_microusd", "_next_quality", b"_next_quality", "agreed", b"agreed", "call", b"call", "confidence", b"confidence", "cost_weight", b"cost_weight", "escalated", b"escalated", "most_microusd", b"most_microusd", "next_microusd", b"next_microusd", "next_quality", b"next_quality", "next_s", b"next_s", "reason", b"reason", "remaining_s", b"remaining_s", "route", b"route", "spent_microusd", b"spent_microusd", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__agreed: _TypeAlias = _typing.Literal["agreed"]  # noqa: Y015
+    _WhichOneofArgType__agreed: _TypeAlias = _typing.Literal["_agreed", b"_agreed"]  # noqa: Y015
+    _WhichOneofReturnType__cost_weight: _TypeAlias = _typing.Literal["cost_weight"]  # noqa: Y015
+    _WhichOneofArgType__cost_weight: _TypeAlias = _typing.Literal["_cost_weight", b"_cost_weight"]  # noqa: Y015
+    _WhichOneofReturnType__most_microusd: _TypeAlias = _typing.Literal["most_microusd"]  # noqa: Y015
+    _WhichOneofArgType__most_microusd: _TypeAlias = _typing.Literal["_most_microusd", b"_most_microusd"]  # noqa: Y015
+    _WhichOneofReturnType__next_quality: _TypeAlias = _typing.Literal["next_quality"]  # noqa: Y015
+    _WhichOneofArgType__next_quality: _TypeAlias = _typing.Literal["_next_quality", b"_next_quality"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__agreed) -> _WhichOneofReturnType__agreed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cost_weight) -> _WhichOneofReturnType__cost_weight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__most_microusd) -> _WhichOneofReturnType__most_microusd | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__next_quality) -> _WhichOneofReturnType__next_quality | None: ...
+
+Global___LogEscalation: _TypeAlias = LogEscalation  # noqa: Y015
 
 @_typing.final
 class LogGap(_message.Message):

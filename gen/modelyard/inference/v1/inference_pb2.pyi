@@ -787,6 +787,7 @@ class Decision(_message.Message):
     DOMAIN_FIELD_NUMBER: _builtins.int
     COMPLEXITY_FIELD_NUMBER: _builtins.int
     EXPLORED_FIELD_NUMBER: _builtins.int
+    COST_WEIGHT_FIELD_NUMBER: _builtins.int
     route: _builtins.str
     """The route (or model) the caller named."""
     model: _builtins.str
@@ -839,6 +840,10 @@ class Decision(_message.Message):
     """
     explored: _builtins.bool
     """Another candidate than the best was tried, by chance; `propensity` is its."""
+    cost_weight: _builtins.float
+    """What a microdollar was worth where it was chosen, by the call's policy; absent if that has no prices, and then it is
+    what the route says.
+    """
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
         """Every attempt, in order; the last one answered."""
@@ -900,15 +905,20 @@ class Decision(_message.Message):
         domain: _builtins.str = ...,
         complexity: _builtins.str = ...,
         explored: _builtins.bool = ...,
+        cost_weight: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_propensity", b"_propensity", "_quality", b"_quality", "cache_age", b"cache_age", "deadline", b"deadline", "propensity", b"propensity", "quality", b"quality", "service_class", b"service_class", "stages", b"stages"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_weight", b"_cost_weight", "_propensity", b"_propensity", "_quality", b"_quality", "cache_age", b"cache_age", "cost_weight", b"cost_weight", "deadline", b"deadline", "propensity", b"propensity", "quality", b"quality", "service_class", b"service_class", "stages", b"stages"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_propensity", b"_propensity", "_quality", b"_quality", "arm", b"arm", "attempts", b"attempts", "batch_size", b"batch_size", "cache", b"cache", "cache_age", b"cache_age", "candidates", b"candidates", "complexity", b"complexity", "cost_microusd", b"cost_microusd", "deadline", b"deadline", "deadline_source", b"deadline_source", "degraded_reason", b"degraded_reason", "domain", b"domain", "explored", b"explored", "host", b"host", "model", b"model", "probe", b"probe", "propensity", b"propensity", "quality", b"quality", "reason", b"reason", "refusal", b"refusal", "registry_revision", b"registry_revision", "request_id", b"request_id", "route", b"route", "service_class", b"service_class", "stages", b"stages", "steps", b"steps", "strategy", b"strategy", "trace_id", b"trace_id", "version", b"version", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_weight", b"_cost_weight", "_propensity", b"_propensity", "_quality", b"_quality", "arm", b"arm", "attempts", b"attempts", "batch_size", b"batch_size", "cache", b"cache", "cache_age", b"cache_age", "candidates", b"candidates", "complexity", b"complexity", "cost_microusd", b"cost_microusd", "cost_weight", b"cost_weight", "deadline", b"deadline", "deadline_source", b"deadline_source", "degraded_reason", b"degraded_reason", "domain", b"domain", "explored", b"explored", "host", b"host", "model", b"model", "probe", b"probe", "propensity", b"propensity", "quality", b"quality", "reason", b"reason", "refusal", b"refusal", "registry_revision", b"registry_revision", "request_id", b"request_id", "route", b"route", "service_class", b"service_class", "stages", b"stages", "steps", b"steps", "strategy", b"strategy", "trace_id", b"trace_id", "version", b"version", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cost_weight: _TypeAlias = _typing.Literal["cost_weight"]  # noqa: Y015
+    _WhichOneofArgType__cost_weight: _TypeAlias = _typing.Literal["_cost_weight", b"_cost_weight"]  # noqa: Y015
     _WhichOneofReturnType__propensity: _TypeAlias = _typing.Literal["propensity"]  # noqa: Y015
     _WhichOneofArgType__propensity: _TypeAlias = _typing.Literal["_propensity", b"_propensity"]  # noqa: Y015
     _WhichOneofReturnType__quality: _TypeAlias = _typing.Literal["quality"]  # noqa: Y015
     _WhichOneofArgType__quality: _TypeAlias = _typing.Literal["_quality", b"_quality"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cost_weight) -> _WhichOneofReturnType__cost_weight | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__propensity) -> _WhichOneofReturnType__propensity | None: ...
     @_typing.overload

@@ -1625,23 +1625,89 @@ class Escalation(_message.Message):
 
     OUTPUT_FIELD_NUMBER: _builtins.int
     THRESHOLD_FIELD_NUMBER: _builtins.int
+    CALIBRATION_FIELD_NUMBER: _builtins.int
+    AUDIT_SHARE_FIELD_NUMBER: _builtins.int
     output: _builtins.str
     """An output of the step's model, of floating point: scores, or one confidence."""
     threshold: _builtins.float
-    """The answer is unsure if the largest element of any row is below this. Finite."""
+    """The answer is unsure if the largest element of any row is below this. Finite. With a calibration, what counts
+    where the registry does not know how good the next step is.
+    """
+    audit_share: _builtins.float
+    """Share of the answers that are not escalated, in [0, 1], whose call is sent to the next step too, after the answer, to
+    see whether that says the same. Unset: none.
+    """
+    @_builtins.property
+    def calibration(self) -> Global___Calibration:
+        """What that confidence is worth. Set: the answer is unsure if what the next step is expected to do better is worth more
+        than it costs: v * (quality of the next step - chance) > lambda * cost + mu * P(too late).
+        """
+
     def __init__(
         self,
         *,
         output: _builtins.str = ...,
         threshold: _builtins.float = ...,
+        calibration: Global___Calibration | None = ...,
+        audit_share: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_share", b"audit_share", "calibration", b"calibration", "output", b"output", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Escalation: _TypeAlias = Escalation  # noqa: Y015
+
+@_typing.final
+class Calibration(_message.Message):
+    """The chance that an answer is right, by its confidence: a straight line between two points, level beyond the ends."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POINTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___CalibrationPoint]:
+        """By rising confidence, of which none stands twice; the chances do not fall. 1 to 64."""
+
+    def __init__(
+        self,
+        *,
+        points: _abc.Iterable[Global___CalibrationPoint] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["points", b"points"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Calibration: _TypeAlias = Calibration  # noqa: Y015
+
+@_typing.final
+class CalibrationPoint(_message.Message):
+    """One point of a calibration."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    RIGHT_FIELD_NUMBER: _builtins.int
+    confidence: _builtins.float
+    """How sure an answer is: the largest element of its least sure row. Finite."""
+    right: _builtins.float
+    """Chance that it is right, in [0, 1]."""
+    def __init__(
+        self,
+        *,
+        confidence: _builtins.float = ...,
+        right: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "right", b"right"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CalibrationPoint: _TypeAlias = CalibrationPoint  # noqa: Y015
 
 @_typing.final
 class Ensemble(_message.Message):

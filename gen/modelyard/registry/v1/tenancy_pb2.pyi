@@ -110,7 +110,9 @@ class PolicySpec(_message.Message):
 
     @_builtins.property
     def price(self) -> Global___PriceRules:
-        """What money and lateness are worth where a route chooses. Unset: the defaults of its fields."""
+        """What money and lateness are worth where a route chooses. Unset: what the route says, and nothing follows what is
+        spent. Set: the defaults of the fields that are not.
+        """
 
     @_builtins.property
     def balancing(self) -> Global___Balancing:
@@ -429,6 +431,8 @@ Global___Protection: _TypeAlias = Protection  # noqa: Y015
 class PriceRules(_message.Message):
     """What money and lateness are worth: U = v * quality - lambda * cost - mu * P(too late). lambda, the price of money,
     follows what is spent: lambda += step * (spent - budget) / budget, once an interval, within [0, max_cost_weight].
+    Half a step more where what may be spent at once is gone, half less where all of it is there. Without a tenant's budget
+    it stays where it begins.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -82,6 +82,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Its tenant calls faster than it may (RESOURCE_EXHAUSTED, RetryInfo: there is a token then, if nobody takes it before)."""
     ERROR_REASON_CALL_NOT_FOUND: _ErrorReason.ValueType  # 31
     """No such call is known here (NOT_FOUND)."""
+    ERROR_REASON_SPENDING_EXHAUSTED: _ErrorReason.ValueType  # 27
+    """What is left of a tenant's budget of money does not pay for any candidate (RESOURCE_EXHAUSTED, RetryInfo)."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every reason a modelyard service gives for refusing or failing a call. The name
@@ -145,6 +147,8 @@ ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 26
 """Its tenant calls faster than it may (RESOURCE_EXHAUSTED, RetryInfo: there is a token then, if nobody takes it before)."""
 ERROR_REASON_CALL_NOT_FOUND: ErrorReason.ValueType  # 31
 """No such call is known here (NOT_FOUND)."""
+ERROR_REASON_SPENDING_EXHAUSTED: ErrorReason.ValueType  # 27
+"""What is left of a tenant's budget of money does not pay for any candidate (RESOURCE_EXHAUSTED, RetryInfo)."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
