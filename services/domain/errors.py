@@ -22,6 +22,10 @@ class Fault:
         return f"{self.path}: {self.message}" if self.path else self.message
 
 
+TAKES_S = "takes_s"
+"""Key of the metadata of a refusal: the seconds that the work would take on the host that refused it."""
+
+
 class YardError(Exception):
     """A failure with a cause that its caller may know."""
 
@@ -83,6 +87,11 @@ class BudgetExhausted(YardError):
     """What was left of the deadline could not cover the work."""
 
     reason = "BUDGET_EXHAUSTED"
+
+    @property
+    def refused(self) -> bool:
+        """Whether a host refused it for its own pace, before it ran: a faster one might do it."""
+        return TAKES_S in self.metadata
 
 
 class ModelNotFound(YardError):

@@ -1,15 +1,16 @@
 """What a caller is told whose deadline cannot be met: the prediction, and when to come again."""
 
-from services.domain.errors import BudgetExhausted, Overloaded, YardError
+from services.domain.errors import TAKES_S, BudgetExhausted, Overloaded, YardError
 from services.domain.model import ModelKey
 from services.model_host.calls import Call
 from services.model_host.lane import Lane
 
 
 def too_late(key: ModelKey, own_s: float, left_s: float) -> BudgetExhausted:
-    """Its own compute time is more than what is left: no host of this speed could do it."""
+    """Its own compute time is more than what is left: no host of this speed could do it; a faster one might."""
     return BudgetExhausted(
-        f"{key} takes about {own_s * 1e3:.1f} ms for this, and the deadline leaves {max(0.0, left_s) * 1e3:.1f} ms"
+        f"{key} takes about {own_s * 1e3:.1f} ms for this, and the deadline leaves {max(0.0, left_s) * 1e3:.1f} ms",
+        metadata={TAKES_S: f"{own_s:.6f}"},
     )
 
 

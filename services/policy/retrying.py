@@ -12,6 +12,7 @@ import enum
 from dataclasses import dataclass
 
 from services.domain.errors import (
+    BudgetExhausted,
     Draining,
     HostUnavailable,
     Internal,
@@ -48,7 +49,7 @@ def fate_of(error: YardError) -> Fate:
 
     An overload without pushback is final: the host gave no hint that anything would help.
     """
-    if isinstance(error, ModelNotReady | Draining):
+    if isinstance(error, ModelNotReady | Draining) or (isinstance(error, BudgetExhausted) and error.refused):
         return Fate.NEVER_RAN
     if isinstance(error, HostUnavailable | ModelFailed | Internal):
         return Fate.MAY_HAVE_RUN
@@ -58,7 +59,10 @@ def fate_of(error: YardError) -> Fate:
 
 
 class RetryBudget:
-    """A token bucket of retries, filled by first attempts and a little by time."""
+    """A token bucket of retries, filled by answered calls and a little by time (as gRFC A6 has it).
+
+    Calls that fail fill nothing: while everything fails, a burst and what time brings are all there is.
+    """
 
     __slots__ = ("_at_s", "_floor_per_s", "_most", "_tokens")
 
@@ -68,7 +72,7 @@ class RetryBudget:
         Args:
             now_s: Monotonic seconds.
             share: Part of the whole that this budget is, in (0, 1]: 1/N for each of N workers that serve the
-                route as one. What attempts earn needs no share: each worker sees its own only.
+                route as one. What answers earn needs no share: each worker sees its own only.
         """
         # Below one no retry could ever be taken: from twenty workers on, a burst is one retry for each of them.
         self._most = max(1.0, BUDGET_BURST * share)
@@ -77,7 +81,7 @@ class RetryBudget:
         self._at_s = now_s
 
     def earn(self, retries: float) -> None:
-        """Count a first attempt, which pays for so many retries: a tenth as a rule."""
+        """Count a call that was answered, which pays for so many retries: a tenth as a rule."""
         self._tokens = min(self._most, self._tokens + retries)
 
     def spend(self, now_s: float) -> bool:
@@ -106,7 +110,7 @@ class Attempted:
     """The host went away, or refused a version that it had, and nothing spoke against it when the call was sent; or the
     attempt was a probe, of which each host gets one in a while."""
     pays: bool
-    """Whether its policy lets first attempts pay for retries at all."""
+    """Whether its policy lets answered calls pay for retries at all."""
     remaining_s: float
     """Seconds until the deadline."""
     others: bool

@@ -12,6 +12,7 @@ from services.domain.host import ModelLoad
 from services.domain.service_class import DEFAULT_BAND, LAST_BAND, OPEN
 from services.domain.tenancy import PROTECTED, Protection
 from services.policy.circuit import Circuit, CircuitState
+from services.policy.prior import Prior
 
 DOUBT_S = 0.5
 """A penalty from this on, for 23 s after a first failure, makes what only that host can answer the last choice."""
@@ -108,17 +109,6 @@ class HostState:
 BELIEVED_S = 10.0
 """A batch time that no result has confirmed for this long is not believed any more: the host counts as one
 like its peers again, and the next call shows. Else one slow start would keep calls away for good."""
-
-
-class Prior:
-    """Batch time of a version on a kind of device, as any host last reported it: t(b) = base_s + per_item_s * b."""
-
-    __slots__ = ("base_s", "per_item_s")
-
-    def __init__(self, base_s: float, per_item_s: float = 0.0) -> None:
-        """Start from what the version declares."""
-        self.base_s = base_s
-        self.per_item_s = per_item_s
 
 
 class VersionState:
@@ -375,9 +365,8 @@ def reported(state: VersionState, load: ModelLoad, now_s: float) -> None:
     state.queued_at_s = now_s
     state.batch_cap = max(1, load.batch_cap)
     if load.base_s + load.per_item_s > 0.0:
-        state.base_s = state.prior.base_s = load.base_s
-        state.per_item_s = state.prior.per_item_s = load.per_item_s
-        state.measured_at_s = now_s
+        state.base_s, state.per_item_s, state.measured_at_s = load.base_s, load.per_item_s, now_s
+        state.prior.heard(load.base_s, load.per_item_s, now_s)
 
 
 def answered(

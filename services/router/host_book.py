@@ -19,7 +19,8 @@ from services.domain.model import ModelKey
 from services.domain.objects import ModelVersion
 from services.policy import scoring
 from services.policy.balancing import RAMP_S
-from services.policy.scoring import HostState, Prior, VersionState
+from services.policy.prior import Prior
+from services.policy.scoring import HostState, VersionState
 from services.router.destination import Option
 from services.router.host_picking import Fleet
 from services.router.snapshot import Snapshot

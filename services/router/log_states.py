@@ -15,7 +15,8 @@ from services.domain.model import ModelKey
 from services.domain.rules import Rules
 from services.policy import balancing
 from services.policy.circuit import PENALTY_S, Circuit
-from services.policy.scoring import HostState, Prior, VersionState
+from services.policy.prior import Prior
+from services.policy.scoring import HostState, VersionState
 from services.router.destination import Option
 from services.router.host_picking import compares_all
 from services.router.planning import Seen

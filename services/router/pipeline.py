@@ -144,7 +144,6 @@ class Pipeline:
             if (log := self._recorder) is not None:
                 decision.record = log.begin(call, snapshot, decision, self._planner, at_s=start_s, left_s=remaining_s)
             deadline = Deadline(start_s + decision.deadline_s, self._clock)
-            self._asking.budget(decision.route, start_s).earn(decision.rules.retry.budget_share)
             if destination.choice is None:
                 course = self._course(destination, decision, deadline)
                 payload = await self._strategies.carry_out(course, call, destination, decision)
@@ -156,6 +155,8 @@ class Pipeline:
                 payload = await self._asking.run_one(call, destination, decision, deadline, start_s)
             if decision.told is not None and decision.told.degraded_reason:
                 self._feedback.degraded(decision)
+            if decision.attempts:
+                self._asking.budget(decision.route, start_s).earn(decision.rules.retry.budget_share)
             decision.stages.total_s = self._clock.now_s() - start_s
             self._feedback.answered(decision)
             self.labelling.answered(call, decision)

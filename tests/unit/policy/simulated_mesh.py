@@ -15,7 +15,8 @@ from services.domain.model import ModelKey
 from services.domain.rng import KeyedRng
 from services.policy import scoring
 from services.policy.balancing import Draw, Pick
-from services.policy.scoring import HostState, Prior, VersionState
+from services.policy.prior import Prior
+from services.policy.scoring import HostState, VersionState
 
 KEY = ModelKey("m", "1.0.0")
 RNG = KeyedRng(7)

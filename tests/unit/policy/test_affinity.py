@@ -11,7 +11,8 @@ from services.domain.model import ModelKey
 from services.domain.rng import KeyedRng
 from services.policy import affinity, scoring
 from services.policy.circuit import HOLD_S
-from services.policy.scoring import HostState, Prior, VersionState
+from services.policy.prior import Prior
+from services.policy.scoring import HostState, VersionState
 
 RNG = KeyedRng(7)
 KEY = ModelKey("m", "1.0.0")

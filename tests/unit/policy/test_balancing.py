@@ -9,7 +9,8 @@ from services.domain.rng import KeyedRng
 from services.domain.tenancy import PROTECTED, Protection
 from services.policy import balancing, scoring
 from services.policy.balancing import Draw
-from services.policy.scoring import HostState, Prior, VersionState
+from services.policy.prior import Prior
+from services.policy.scoring import HostState, VersionState
 
 RNG = KeyedRng(7)
 

@@ -10,7 +10,8 @@ from services.domain.rng import KeyedRng
 from services.domain.tenancy import BalancingStrategy
 from services.policy import balancing_baselines, scoring
 from services.policy.balancing import Draw
-from services.policy.scoring import HostState, Prior, VersionState
+from services.policy.prior import Prior
+from services.policy.scoring import HostState, VersionState
 
 RNG = KeyedRng(7)
 YARDSTICKS = tuple(each for each in BalancingStrategy if each is not BalancingStrategy.LEAST_COMPLETION)

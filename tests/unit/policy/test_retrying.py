@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.domain.errors import (
+    TAKES_S,
     BudgetExhausted,
     Draining,
     HostUnavailable,
@@ -147,16 +148,23 @@ def test_a_quiet_route_gets_its_budget_back_by_time() -> None:
 
 @settings(deadline=None)
 @given(st.integers(100, 3000), st.floats(0.0, 5.0))
-def test_when_everything_fails_retries_stay_near_a_tenth_of_the_calls(calls: int, seconds: float) -> None:
+def test_when_everything_fails_a_burst_and_what_time_brings_are_all_retries(calls: int, seconds: float) -> None:
     budget = RetryBudget(0.0, share=1.0)
     retries = 0
 
     for number in range(calls):
         now_s = seconds * number / calls
-        budget.earn(0.1)
         retries += isinstance(decide(LOST, budget, now_s=now_s, chance=0.5), Retry)
 
-    assert retries <= BUDGET_BURST + 0.1 * calls + seconds + 1
+    assert retries <= BUDGET_BURST + seconds + 1
+
+
+def test_a_host_that_is_too_slow_for_a_call_is_not_the_last_one_asked() -> None:
+    slow = replace(LOST, error=BudgetExhausted("takes 1 s", metadata={TAKES_S: "1.0"}), idempotent=False)
+    late = replace(LOST, error=BudgetExhausted("the deadline passed"))
+
+    assert decide(slow, RetryBudget(0.0, share=1.0), now_s=0.0, chance=0.5) == Retry(True, 0.0)
+    assert isinstance(decide(late, RetryBudget(0.0, share=1.0), now_s=0.0, chance=0.5), GiveUp)
 
 
 def test_a_refusal_is_no_attempt_while_another_host_can_be_asked() -> None:
@@ -175,7 +183,7 @@ def test_a_call_that_found_no_connection_goes_elsewhere_whatever_it_does() -> No
 
 @settings(deadline=None)
 @given(st.integers(100, 3000), st.floats(0.0, 1.0))
-def test_when_everything_fails_retries_stay_near_what_the_policy_lets_calls_pay_for(calls: int, share: float) -> None:
+def test_retries_stay_near_what_the_policy_lets_answered_calls_pay_for(calls: int, share: float) -> None:
     budget, retries = RetryBudget(0.0, share=1.0), 0
 
     for _ in range(calls):

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from services.domain.host import ModelLoad
 from services.domain.model import ModelKey
 from services.policy import scoring
-from services.policy.scoring import HostState, Prior, VersionState
+from services.policy.prior import Prior
+from services.policy.scoring import HostState, VersionState
 
 KEY = ModelKey("m", "1.0.0")
 

@@ -33,13 +33,14 @@ def test_parts_are_as_large_as_their_weights(weights: list[int]) -> None:
 
     counts = Counter(arms(split, 4000))
 
-    # Chi-square over the parts that have a weight: its mean is the degrees of freedom; 6 deviations are no chance.
+    # Chi-square over the parts that have a weight: 6 deviations, by Wilson and Hilferty's cube root, are no chance.
     expected = {f"m{index}": 4000 * weight / total for index, weight in enumerate(weights)}
     assert all(counts[name] == 0 for name, share in expected.items() if share == 0)
     parts = [(counts[name], share) for name, share in expected.items() if share > 0]
     square = sum((count - share) ** 2 / share for count, share in parts)
-    freedom = len(parts) - 1
-    assert square <= freedom + 6.0 * math.sqrt(2.0 * freedom) + 1e-9 + (10.0 if min(s for _, s in parts) < 50 else 0.0)
+    freedom = max(1, len(parts) - 1)
+    ninth = 2.0 / (9.0 * freedom)
+    assert square <= freedom * (1.0 - ninth + 6.0 * math.sqrt(ninth)) ** 3
 
 
 def test_a_canary_of_one_per_cent_gets_no_more_than_that_but_for_chance() -> None:

@@ -57,11 +57,20 @@ async def test_the_policys_bound_holds_for_all_that_a_route_asks() -> None:
     assert await attempts(world) <= 3  # whoever is asked first is always tried
 
 
-@pytest.mark.parametrize(("share", "retries"), [(0.0, 0), (0.1, BUDGET_BURST + 10), (0.5, BUDGET_BURST + 50)])
-async def test_first_attempts_pay_for_as_many_retries_as_the_policy_says(share: float, retries: float) -> None:
+@pytest.mark.parametrize(("share", "retries"), [(0.0, 0), (0.1, 10), (0.5, BUDGET_BURST)])
+async def test_answered_calls_pay_for_as_many_retries_as_the_policy_says(share: float, retries: float) -> None:
     route = Route(Metadata("hand"), Single(RouteTarget("digits")), max_attempts=2)
     world = failing(route, RetryRules(budget_share=share))
 
-    made = sum([await attempts(world, number) for number in range(100)]) - 100
+    spent = sum([await attempts(world, number) for number in range(100)]) - 100
+    assert spent == pytest.approx(BUDGET_BURST if share else 0, abs=2)
+    for number in range(HOSTS):
+        world.hosts.heal(f"h{number}")
+    for number in range(100):
+        await world.decide(a_call("hand", request_id=f"h{number}", options=RouteOptions(tenant="acme")))
+    for number in range(HOSTS):
+        world.hosts.fail(f"h{number}", ModelFailed("it broke"))
 
-    assert made == pytest.approx(retries, abs=2)
+    made = sum([await attempts(world, number) for number in range(100, 200)]) - 100
+
+    assert made == pytest.approx(retries, abs=3)

@@ -328,7 +328,7 @@ class RetryRules(_message.Message):
     max_attempts: _builtins.int
     """Most attempts per call, the first included, 1 to 10; the route's holds as well. Unset or 0: 3."""
     budget_share: _builtins.float
-    """Retries and hedges that each first attempt pays for, in [0, 1], into the budget of its route. Unset: 0.1. With 0
+    """Retries and hedges that each answered call pays for, in [0, 1], into the budget of its route. Unset: 0.1. With 0
     only those are made that cost nothing: of calls that a host in good standing had when it went away, or refused as
     it drained or unloaded the version.
     """
