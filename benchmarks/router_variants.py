@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 from modelyard.registry.v1 import objects_pb2
-from services.domain.errors import InvalidRequest
 from yardctl import manifests
 
 ALL = "all"
@@ -79,7 +78,7 @@ VARIANTS: Mapping[str, Variant] = {
 
 
 def objects_of(variant: Variant, model: str, folder: Path) -> Sequence[objects_pb2.Object]:
-    """The variant's objects; none if the contracts of today cannot say them.
+    """The variant's objects.
 
     Args:
         variant: The rules.
@@ -88,7 +87,4 @@ def objects_of(variant: Variant, model: str, folder: Path) -> Sequence[objects_p
     """
     file = folder / f"{variant.route}.yaml"
     file.write_text(yaml.safe_dump_all(variant.documents(model)))
-    try:
-        return [document.object for document in manifests.load([file])]
-    except InvalidRequest:
-        return ()
+    return [document.object for document in manifests.load([file])]

@@ -253,7 +253,8 @@ class AnswerCache:
         stem = stem_of(look.destination)
         if version is None or host is None or stem is None or version.model_key not in stem.kept_of:
             return
-        if told is not None and (told.degraded_reason or told.begun):
+        # What was tried by chance, to learn of it, is no answer for everybody else.
+        if told is not None and (told.degraded_reason or told.begun or told.explored):
             return
         response, now_s, cache = self._messages.kept(payload), self._clock.now_s(), look.cache
         entry = Entry(response, _is_raw(look.call), version, host, now_s)

@@ -11,15 +11,12 @@ import struct
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
 from google.protobuf.message import DecodeError
 
 from modelyard.inference.v1 import inference_pb2 as pb
-from services.chassis.codec import CONTENTS
 from services.chassis.encoding import Buffer, read_varint, varint
 from services.chassis.layouts import SMALL_BYTES, Layout, layout_of
 from services.domain.request import InferCall
-from services.policy.numbers import DTYPES
 from services.router.composing import reformed
 from services.router.elements import raw_from
 from services.router.frames import Payload
@@ -112,7 +109,6 @@ class Canonical:
 
 _UNKNOWN = _Head(b"", (), None)
 _NONE = bytes(8)
-_NARROW = frozenset({"INT8", "INT16", "UINT8", "UINT16"})
 
 
 def _head_of(message: pb.InferRequest, lengths: Sequence[int]) -> _Head | None:
@@ -125,7 +121,7 @@ def _head_of(message: pb.InferRequest, lengths: Sequence[int]) -> _Head | None:
     typed: tuple[bytes, ...] | None = None
     if not lengths:
         try:
-            typed = tuple(_elements(inputs[at].datatype, inputs[at].contents) for at in order)
+            typed = tuple(raw_from(inputs[at].datatype, inputs[at].contents) for at in order)
         except (KeyError, OverflowError, ValueError):
             return None
         sizes = [len(piece) for piece in typed]
@@ -142,17 +138,6 @@ def _head_of(message: pb.InferRequest, lengths: Sequence[int]) -> _Head | None:
         parts += (_text(output.name), _parameters(output.parameters))
     parts.append(_parameters(parameters, left_out=NOT_THE_MODELS))
     return _Head(b"".join(parts), order, typed)
-
-
-def _elements(datatype: str, contents: pb.InferTensorContents) -> bytes:
-    """Typed elements as raw ones.
-
-    Raises:
-        OverflowError: One is not of the type: cut down to it, it would be another call's.
-    """
-    if datatype in _NARROW:
-        np.array(list(getattr(contents, CONTENTS[datatype])), dtype=DTYPES[datatype])
-    return raw_from(datatype, contents)
 
 
 def _in_sequence(parameters: Mapping[str, pb.InferParameter]) -> bool:

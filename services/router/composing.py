@@ -12,7 +12,7 @@ from modelyard.inference.v1 import inference_pb2 as pb
 from services.chassis.codec import CONTENTS
 from services.chassis.encoding import Buffer, length_delimited, read_varint
 from services.chassis.layouts import layout_of
-from services.domain.errors import ModelFailed
+from services.domain.errors import Fault, InvalidRequest, ModelFailed
 from services.domain.model import ITEM_BYTES, TensorSpec
 from services.domain.request import InferCall
 from services.domain.strategies import StaticTensor
@@ -49,7 +49,7 @@ class Composer:
             tensors = message.inputs
             pieces = list(message.raw_input_contents)
         if not pieces:
-            pieces = [raw_from(tensor.datatype, tensor.contents) for tensor in tensors]
+            pieces = [_typed(f"inputs[{at}].contents", tensor) for at, tensor in enumerate(tensors)]
         return {
             tensor.name: RawTensor(tensor.datatype, tuple(tensor.shape), piece)
             for tensor, piece in zip(tensors, pieces, strict=True)
@@ -68,7 +68,10 @@ class Composer:
         except DecodeError:
             raise ModelFailed("a host answered with something else") from None
         if not pieces:
-            pieces = [raw_from(tensor.datatype, tensor.contents) for tensor in message.outputs]
+            try:
+                pieces = [raw_from(tensor.datatype, tensor.contents) for tensor in message.outputs]
+            except OverflowError as error:
+                raise ModelFailed(f"a host answered with elements that are not of their type: {error}") from None
         if len(pieces) != len(message.outputs):
             raise ModelFailed(f"a host answered with {len(pieces)} contents for {len(message.outputs)} outputs")
         return {
@@ -157,6 +160,13 @@ def reformed(call: InferCall, response: bytes) -> bytes:
     outputs = Composer().outputs(response)
     head.ClearField("outputs")
     return head.SerializeToString() + _encoded("", outputs, raw=_is_raw(call, outputs))
+
+
+def _typed(path: str, tensor: pb.InferRequest.InferInputTensor) -> bytes:
+    try:
+        return raw_from(tensor.datatype, tensor.contents)
+    except OverflowError as error:
+        raise InvalidRequest.of([Fault(path, f"an element is no {tensor.datatype}: {error}")]) from None
 
 
 def _plain(payload: object) -> Payload:

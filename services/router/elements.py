@@ -7,12 +7,21 @@ from services.chassis.codec import CONTENTS
 from services.domain.errors import ModelFailed
 from services.policy.numbers import DTYPES, raw_texts, texts
 
+NARROW = frozenset({"INT8", "INT16", "UINT8", "UINT16"})
+"""Datatypes whose elements are sent typed in fields that hold more."""
+
 
 def raw_from(datatype: str, contents: pb.InferTensorContents) -> bytes:
-    """Typed elements as bytes."""
+    """Typed elements as bytes.
+
+    Raises:
+        OverflowError: One is not of the type; cut down to it, it would be another one.
+    """
     values = getattr(contents, CONTENTS[datatype])
     if datatype == "BYTES":
         return raw_texts(values)
+    if datatype in NARROW:
+        values = list(values)  # numpy cuts down what it takes from protobuf's containers, and refuses Python's numbers
     return np.array(values, dtype=DTYPES[datatype]).tobytes()
 
 
