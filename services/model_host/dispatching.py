@@ -52,6 +52,13 @@ RETRY_AFTER_S = 0.010
 MOST_CLASSES = 4096
 """Classes that a stream may declare."""
 
+BEAT_S = 0.1
+"""A stream whose calls are not answered says at least so often that the host lives, and what it has to do: a router
+cannot tell a slow model from a frozen host otherwise."""
+
+BEAT_LANES = 16
+"""Calls of whose versions a beat tells the load."""
+
 CLOSING_S = 1.0
 """How long a closing stream waits for the router to end its side: calls under way are refused meanwhile, which costs
 them nothing; a stream that ended would lose them."""
@@ -149,6 +156,9 @@ class _Stream:
         self._closing = False
         self._told_closing = False
         self._waited = False
+        self._beat: asyncio.TimerHandle | None = None
+        self._wrote = False
+        """Whether anything was sent since the last beat."""
 
     async def run(self, messages: AsyncIterator[pb.OpaqueDispatchRequest]) -> None:
         reading = asyncio.get_running_loop().create_task(self._read(messages))
@@ -166,6 +176,8 @@ class _Stream:
                     return
         finally:
             reading.cancel()
+            if self._beat is not None:
+                self._beat.cancel()
 
     def close(self) -> None:
         """Say that no more calls are taken; the router then ends its side."""
@@ -256,6 +268,8 @@ class _Stream:
             if call.class_number:
                 asked.call.share = self._share(call.class_number)
             dispatched = self._open[number] = _Dispatched(self, number, asked, span)
+            if self._beat is None:
+                self._beat = asyncio.get_running_loop().call_later(BEAT_S, self._say_alive)
             self._home.queue.enter(asked.lane, asked.call, dispatched)
         except YardError as error:
             self._fail(number, error, span, lane)
@@ -334,7 +348,19 @@ class _Stream:
             span.fail(error)
             _end(span)
 
+    def _say_alive(self) -> None:
+        self._beat = None
+        if not self._open:
+            return
+        if not self._wrote and self._outbox.empty:
+            lanes = self._lanes.setdefault(id(self._outbox.message(0)), {})
+            for dispatched in islice(self._open.values(), BEAT_LANES):
+                lanes[dispatched.asked.lane] = None
+        self._wrote = False
+        self._beat = asyncio.get_running_loop().call_later(BEAT_S, self._say_alive)
+
     async def _write(self, message: pb.OpaqueDispatchResponse) -> None:
+        self._wrote = True
         self._home.standing.fill_load(message.load, self._lanes.pop(id(message), ()))
         await self._context.write(message)
 

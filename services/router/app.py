@@ -19,6 +19,7 @@ from services.chassis.server import DeadlineRule, Server
 from services.chassis.shared_counts import LocalCounts, SharedCounts
 from services.chassis.telemetry import Telemetry
 from services.domain.clock import Clock, SystemClock
+from services.domain.host import HostLoad, HostRecord
 from services.domain.rng import KeyedRng
 from services.policy.keeping import Kept
 from services.router import v2_pool
@@ -85,7 +86,16 @@ async def start(config: Config, process: Process) -> None:
     catalog = Catalog(
         registry=registry, path=config.snapshot, writes=config.writes_snapshot, clock=clock, changed=changed
     )
-    hosts = HostClient(telemetry=telemetry, clock=clock, on_lost=catalog.lost)
+
+    def heard(host: HostRecord, load: HostLoad) -> None:
+        pipeline.watch.heard(host, load)
+
+    hosts = HostClient(
+        telemetry=telemetry,
+        clock=clock,
+        on_lost=catalog.lost,
+        on_heard=heard,
+    )
     process.on_stop("host channels", hosts.close)
     instruments.ROUTER_SNAPSHOT_AGE.set_function(catalog.silent_s)
     process.on_stop("snapshot on disk", catalog.save)

@@ -96,6 +96,16 @@ class _Waiting(scoring.Owed):
             self.task.cancel()
 
 
+LARGE_BYTES = 128 * 1024
+"""Inputs from this size on go by themselves. They are not sent twice: they would hold up others on the way, and calls
+that go by themselves leave memory behind when they are cancelled."""
+
+
+def is_large(call: InferCall) -> bool:
+    """Whether it goes by itself."""
+    return sum([each.raw_bytes or 8 * (each.typed_count or 0) for each in call.inputs]) >= LARGE_BYTES
+
+
 class Attempting:
     """Makes attempts."""
 
@@ -138,8 +148,9 @@ class Attempting:
         sent_s = self._clock.now_s()
         band = decision.service_class.band
         owed: _Waiting | None = None
-        # How long a copy takes, behind everybody, or an answer in pieces, nobody can tell.
-        if elsewhere and not decision.is_copy and plan.option.version.generation is None:
+        # How long a copy takes, behind everybody, or an answer in pieces, nobody can tell; and only streams, which many
+        # calls share, say meanwhile that the host lives.
+        if elsewhere and not decision.is_copy and plan.option.version.generation is None and not is_large(call):
             owed = _Waiting(state, sent_s, plan.predicted_s, timeout_s, probe=plan.probe)
             # What was sent to a host that was silent before has to pay for another attempt, and may not be able to.
             leaves = more and (plan.probe or not host.suspect) and decision.rules.protection.ejection

@@ -22,6 +22,7 @@ from services.chassis.telemetry import TraceContext
 from services.chassis.thread_load import ThreadLoad
 from services.domain.clock import Clock
 from services.domain.errors import BudgetExhausted, HostUnavailable, Overloaded, YardError
+from services.domain.host import HostLoad
 from services.domain.service_class import ORDINARY, ServiceClass
 from services.router.attempting import AttemptFailed, HostAnswer
 from services.router.frames import Payload
@@ -66,8 +67,23 @@ class Sent:
 class DispatchLine:
     """Calls to one host process."""
 
-    def __init__(self, method: Streams, *, connected: Callable[[], bool], clock: Clock) -> None:
-        """Open streams of `method` as they are needed; `connected` says whether its channel has a connection."""
+    def __init__(
+        self,
+        method: Streams,
+        *,
+        connected: Callable[[], bool],
+        clock: Clock,
+        heard: Callable[[HostLoad], None] = lambda _: None,
+    ) -> None:
+        """Open streams as they are needed.
+
+        Args:
+            method: Opens one.
+            connected: Says whether its channel has a connection.
+            clock: Time.
+            heard: Told the load of a host that lives, and answers nothing yet.
+        """
+        self._heard = heard
         self._method = method
         self._connected = connected
         self._clock = clock
@@ -138,7 +154,7 @@ class DispatchLine:
     def _renew(self, now_s: float) -> "_Stream":
         if self._current is not None:
             self._current.finish()
-        stream = self._current = _Stream(self._method, self._connected, now_s, self._clock)
+        stream = self._current = _Stream(self._method, self._connected, now_s, self._clock, self._heard)
         self._streams.add(stream)
         stream.running.add_done_callback(lambda _: self._gone(stream))
         return stream
@@ -150,8 +166,16 @@ class DispatchLine:
 
 
 class _Stream:
-    def __init__(self, method: Streams, connected: Callable[[], bool], now_s: float, clock: Clock) -> None:
+    def __init__(
+        self,
+        method: Streams,
+        connected: Callable[[], bool],
+        now_s: float,
+        clock: Clock,
+        heard: Callable[[HostLoad], None],
+    ) -> None:
         self.opened_s = now_s
+        self._heard = heard
         self.outbox = Outbox(pb.OpaqueDispatchRequest, most_bytes=WAITING_BYTES, load=ThreadLoad(clock))
         self.closing = False
         """Whether no more calls may be added: the host takes none, or the stream has ended."""
@@ -250,6 +274,8 @@ class _Stream:
         if message.closing:
             self.closing = True
             self.finish()  # the host waits for it, so that what is under way is refused and not lost
+        if load is not None and not message.results:
+            self._heard(load)
         for result in message.results:
             sent = self._sent.pop(result.number, None)
             if sent is None or sent.answer.done():

@@ -16,13 +16,9 @@ from services.domain.model import ModelKey
 from services.domain.request import InferCall
 from services.policy.quantiles import Times
 from services.policy.retrying import RetryBudget
-from services.router.attempting import AttemptFailed, Attempting, HostAnswer
+from services.router.attempting import AttemptFailed, Attempting, HostAnswer, is_large
 from services.router.decision import Decision
 from services.router.planning import Plan, take
-
-LARGE_BYTES = 128 * 1024
-"""Inputs from this size on are not sent twice: they would hold up others on the way, and calls that go by themselves
-leave memory behind when they are cancelled."""
 
 TIMES_KEPT = 4096
 """Most versions whose times are kept."""
@@ -141,7 +137,7 @@ class Hedging:
 
     def _delay_s(self, call: InferCall, plan: Plan, decision: Decision, deadline: Deadline) -> float | None:
         """When a second attempt is due; None if never."""
-        if decision.is_copy or plan.option.version.generation is not None or _large(call):
+        if decision.is_copy or plan.option.version.generation is not None or is_large(call):
             return None
         times = self._times.get(plan.option.key)
         delay_s = None if times is None else times.quantile_s(decision.rules.hedge.after_quantile)
@@ -154,7 +150,3 @@ class Hedging:
                 self._times.clear()
             times = self._times[key] = Times()
         times.add(took_s)
-
-
-def _large(call: InferCall) -> bool:
-    return sum(each.raw_bytes or 8 * (each.typed_count or 0) for each in call.inputs) >= LARGE_BYTES

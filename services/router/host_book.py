@@ -80,6 +80,17 @@ class HostBook:
         """Everything known of hosts of the snapshot last turned to."""
         return self._hosts.values()
 
+    def heard(self, record: HostRecord, load: HostLoad, now_s: float) -> None:
+        """A host says that it lives, and what it has to do; of one that is not known by now nothing is learned."""
+        host = self._hosts.get(_process_of(record))
+        if host is None:
+            return
+        host.silent_s = host.missed_s = 0.0
+        for model in load.models:
+            state = self._versions.get((host, model.key))
+            if state is not None:
+                take_report(state, load, model.key, now_s)
+
     def states(self, option: Option) -> Sequence[VersionState]:
         """What is known of the option's hosts, in their order; of the snapshot last turned to."""
         found = self._of_option.get(option)

@@ -67,8 +67,23 @@ class _Line:
 class HostClient:
     """Calls hosts."""
 
-    def __init__(self, *, telemetry: Telemetry, clock: Clock, on_lost: Callable[[str], None]) -> None:
-        """Trace to `telemetry`; tell `on_lost` the id of a host whose connection broke."""
+    def __init__(
+        self,
+        *,
+        telemetry: Telemetry,
+        clock: Clock,
+        on_lost: Callable[[str], None],
+        on_heard: Callable[[HostRecord, HostLoad], None] = lambda _host, _load: None,
+    ) -> None:
+        """Call hosts.
+
+        Args:
+            telemetry: Where traces go.
+            clock: Time.
+            on_lost: Told the id of a host whose connection broke.
+            on_heard: Told the load of a host that lives, and answers nothing yet.
+        """
+        self._on_heard = on_heard
         self._telemetry = telemetry
         self._clock = clock
         self._on_lost = on_lost
@@ -257,6 +272,7 @@ class HostClient:
                 streams,
                 connected=lambda: channel.get_state() is grpc.ChannelConnectivity.READY,
                 clock=self._clock,
+                heard=lambda load: self._on_heard(host, load),
             )
             execute: _Bytes = channel.unary_unary(f"/{_SERVICE}/Execute")
             stream: _ByteStream = channel.unary_stream(f"/{_SERVICE}/ExecuteStream")

@@ -189,9 +189,7 @@ class Entries:
         """A choice, after whatever it refers to."""
         parts: list[bytes] = []
         begun = chosen.begun
-        if begun.written_in != self._file:
-            begun.written_in = self._file
-            parts.append(self._call(begun, parts))
+        self._introduce(begun, parts)
         if chosen.snapshot.hosts is not self._hosts:
             self._turn_to(chosen.snapshot.hosts, parts)
         choice = pb.LogChoice(
@@ -280,7 +278,16 @@ class Entries:
             case LabelCame():
                 return self.labelled(item.labelled, item.now_s)
             case _:
-                return _entry("escalation", escalation_of(item, item.begun.sequence))
+                parts: list[bytes] = []
+                self._introduce(item.begun, parts)
+                parts.append(_entry("escalation", escalation_of(item, item.begun.sequence)))
+                return b"".join(parts)
+
+    def _introduce(self, begun: Begun, parts: list[bytes]) -> None:
+        """Write the call before what refers to it, unless this file has it."""
+        if begun.written_in != self._file:
+            begun.written_in = self._file
+            parts.append(self._call(begun, parts))
 
     def _call(self, begun: Begun, parts: list[bytes]) -> bytes:
         call = pb.LogCall(

@@ -7,6 +7,7 @@ calls that wait for a silent host elsewhere.
 from typing import Protocol
 
 from services.domain.clock import Clock
+from services.domain.host import HostLoad, HostRecord
 from services.policy import ejection, silence
 from services.policy.ejection import Ejected, Reason
 from services.router.host_book import HostBook
@@ -41,6 +42,10 @@ class Watch:
         while True:
             await self._clock.sleep(STEP_S)
             self.step()
+
+    def heard(self, host: HostRecord, load: HostLoad) -> None:
+        """A host says that it lives."""
+        self._book.heard(host, load, self._clock.now_s())
 
     def step(self) -> None:
         """Look once."""

@@ -67,11 +67,12 @@ def a_version(
     )
 
 
-ECHO, TEXT, SLOW, HELD, BUSY, SMALL, LARGE, WIDE, NOWHERE, SURE = (
+ECHO, TEXT, SLOW, HELD, LATE, BUSY, SMALL, LARGE, WIDE, NOWHERE, SURE = (
     a_model("echo"),
     a_model("text", "BYTES", 2),
     a_model("slow"),
     a_model("held"),
+    a_model("late"),
     a_model("busy"),
     a_model("small"),
     a_model("large"),
@@ -84,6 +85,7 @@ VERSIONS = {
     "text": (a_version("text"),),
     "slow": (a_version("slow", base_ms=200.0, batch=1),),
     "held": (a_version("held", base_ms=200.0, batch=1),),
+    "late": (a_version("late", base_ms=1000.0, batch=1),),
     "busy": (a_version("busy", base_ms=5.0),),
     "small": (a_version("small", quality=0.80, cost=10),),
     "large": (a_version("large", quality=0.92, cost=60),),
@@ -91,7 +93,7 @@ VERSIONS = {
     "nowhere": (a_version("nowhere"),),
     "sure": (a_version("sure", base_ms=100.0, batch=1, cost=5),),
 }
-MODELS = (ECHO, TEXT, SLOW, HELD, BUSY, SMALL, LARGE, WIDE, NOWHERE, SURE)
+MODELS = (ECHO, TEXT, SLOW, HELD, LATE, BUSY, SMALL, LARGE, WIDE, NOWHERE, SURE)
 ROUTES: tuple[Object, ...] = (
     Route(Metadata("embed"), Choose((RouteTarget("small"), RouteTarget("large")))),
     Route(Metadata("kept"), Single(RouteTarget("sure")), cache=Cache(ttl_s=600.0)),
@@ -139,7 +141,7 @@ ROUTES: tuple[Object, ...] = (
     Route(
         Metadata("hasty"),
         Ensemble(
-            tuple(EnsembleMember(RouteTarget(name), weight) for name, weight in (("echo", 1.0), ("held", 3.0))),
+            tuple(EnsembleMember(RouteTarget(name), weight) for name, weight in (("echo", 1.0), ("late", 3.0))),
             Combine.WEIGHTED,
             1,
         ),

@@ -101,6 +101,20 @@ async def test_files_rotate_by_size_each_stands_alone_and_old_ones_go(tmp_path: 
     assert other.exists()
 
 
+async def test_what_refers_to_a_call_of_an_earlier_file_brings_the_call_along(tmp_path: Path) -> None:
+    world = LoggedWorld(tmp_path, most_bytes=20_000)
+    world.names = ("careful",)
+
+    await world.run(300)
+
+    assert len(world.files.kept()) > 3
+    assert world.replay().first is None
+    for path in world.files.kept():
+        file = list(Delimited(path, pb.LogEntry))
+        calls = {entry.call.sequence for entry in file if entry.HasField("call")}
+        assert {entry.escalation.call for entry in file if entry.HasField("escalation")} <= calls
+
+
 def test_files_rotate_by_age(tmp_path: Path) -> None:
     files = LogFiles(tmp_path, "r", most_bytes=1000, most_files=2)
     assert files.full(0.0)

@@ -316,7 +316,9 @@ class DispatchResponse(_message.Message):
     """True once the host takes no more calls on this stream: new ones belong elsewhere."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___DispatchResult]:
-        """Results, each of another call."""
+        """Results, each of another call. None in a message that only says that the host lives: where calls wait, one comes at
+        least every 100 ms.
+        """
 
     @_builtins.property
     def load(self) -> _resources_pb2.HostLoad:
