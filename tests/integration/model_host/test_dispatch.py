@@ -330,6 +330,19 @@ async def test_every_message_carries_the_load_of_the_versions_of_its_results(hos
     assert sequences == sorted(set(sequences))
 
 
+async def test_a_host_that_computes_says_meanwhile_that_it_lives(host: HostProcess) -> None:
+    await host.load(version_object("long", options={"base_ms": "700"}))
+    stream = Stream(host)
+    await stream.send(a_call(1, model="long"))
+
+    check_own(await stream.results(1))
+    stream.call.cancel()
+
+    beats = [message for message in stream.messages if not message.results]
+    assert len(beats) >= 3
+    assert all(loads(beat) == ["long"] and beat.load.models[0].running == 1 for beat in beats)
+
+
 async def test_a_refusal_carries_the_load_of_the_version_that_refused(host: HostProcess) -> None:
     first, stream = Stream(host), Stream(host)
     await behind_one(host, first, 3)
@@ -364,8 +377,9 @@ async def test_results_that_need_several_messages_carry_their_load_in_each(host:
     stream.call.cancel()
 
     assert {result.batch_size for result in results.values()} == {4}
-    assert [len(message.results) for message in stream.messages] == [1] * 4
-    assert [loads(message) for message in stream.messages] == [["wide"]] * 4
+    answers = [message for message in stream.messages if message.results]
+    assert [len(message.results) for message in answers] == [1] * 4
+    assert [loads(message) for message in answers] == [["wide"]] * 4
 
 
 # --- calls that nobody waits for -------------------------------------------------------------------

@@ -5,7 +5,7 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import grpc
@@ -14,7 +14,7 @@ import pytest
 
 from modelyard.inference.v1 import inference_pb2 as pb
 from modelyard.inference.v1 import inference_pb2_grpc
-from tests.integration.router.zoo import ECHO, VERSIONS, typed
+from tests.integration.router.zoo import ECHO, SLOW, VERSIONS, typed
 from tests.support.services import Bench, bench, eventually
 
 pytestmark = pytest.mark.alone  # where every process is slow, more calls fail than may be tried again
@@ -134,6 +134,25 @@ async def test_a_frozen_host_is_left_alone_within_seconds(tmp_path: Path) -> Non
             await eventually(back, "host-0 taking calls again", 40.0)
 
     assert dict(load.failures) == {}
+
+
+async def test_a_model_that_takes_longer_than_anybody_said_is_no_frozen_host(tmp_path: Path) -> None:
+    version = replace(VERSIONS["slow"][0], backend=replace(VERSIONS["slow"][0].backend, options={"base_ms": "1500"}))
+    async with bench(tmp_path, hosts=2) as made:
+        await made.apply(SLOW, version)
+        for host_id in made.hosts:
+            await made.load(host_id, SLOW, version)
+        async with grpc.aio.insecure_channel(made.router.address) as channel:
+            stub = inference_pb2_grpc.InferenceServiceStub(channel)
+
+            async def ready() -> bool:
+                asked = pb.ExplainRequest(request=typed("slow"))
+                return bool((await stub.Explain(asked, timeout=5.0)).decision.candidates[0].hosts[1:])
+
+            await eventually(ready, "the router knowing both hosts")
+            answers = await asyncio.gather(*(stub.Infer(typed("slow"), timeout=30.0) for _ in range(4)))
+
+    assert [len(answer.decision.attempts) for answer in answers] == [1, 1, 1, 1]
 
 
 async def test_calls_go_on_without_registry_and_etcd_and_after_their_return(tmp_path: Path) -> None:
