@@ -82,11 +82,11 @@ Rank = tuple[float, float, float]
 """What is compared between prospects, the higher the better: by preference, then utility, then time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """What was chosen."""
 
-    index: int
+    at: int
+    """Its place among the prospects."""
     reason: str
     scores: tuple[float, ...]
     """Utility of each prospect; 0 for the filtered ones, and for all of them where nothing was scored."""
@@ -247,11 +247,12 @@ def _reason(prefer: Preference, chosen: Prospect, score: float, open_count: int,
         case Preference.QUALITY:
             return f"best of {open_count}: quality {chosen.quality or 0.0:.4g}"
         case Preference.BALANCED:
+            late = 100.0 * chosen.late
             return (
                 f"highest utility of {open_count}, {score:.4g}: quality {chosen.quality or 0.0:.4g}, "
-                f"{_price(chosen.cost_microusd)}, {chosen.late:.0%} too late"
+                f"{_price(chosen.cost_microusd)}, {late:.0f}% too late"
             )
 
 
 def _price(microusd: float) -> str:
-    return f"{round(microusd, 2):.12g} µUSD"
+    return f"{microusd if isinstance(microusd, int) or microusd.is_integer() else round(microusd, 2):.12g} µUSD"

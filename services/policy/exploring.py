@@ -5,7 +5,6 @@ be weighed by them (inverse propensity: Horvitz and Thompson, 1952).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from services.policy.choosing import Choice, Prospect
 
@@ -45,19 +44,19 @@ def explore(
     """
     others: list[int] = []
     if budget_left > LEAST_BUDGET:
-        others = [at for at, each in enumerate(prospects) if at != choice.index and _has_time(each)]
+        others = [at for at, each in enumerate(prospects) if at != choice.at and _has_time(each)]
         others = sorted(others, key=lambda at: (-choice.scores[at], at))[: round(MOST_SHARE / FLOOR)]
     chances = [0.0] * len(prospects)
-    chances[choice.index] = 1.0
+    chances[choice.at] = 1.0
     if not others:
-        return replace(choice, propensities=tuple(chances))
+        return choice._replace(propensities=tuple(chances))
     each = max(share / len(others), FLOOR)
     for at in others:
         chances[at] = each
-    chances[choice.index] = 1.0 - each * len(others)
+    chances[choice.at] = 1.0 - each * len(others)
     drawn = int(chance() / each)
     if drawn >= len(others):
-        return replace(choice, propensities=tuple(chances))
+        return choice._replace(propensities=tuple(chances))
     reason = f"explored, {each:.2%} of the calls; best: {choice.reason}"
     return Choice(others[drawn], reason, choice.scores, tuple(chances), explored=True)
 

@@ -11,6 +11,7 @@ variance of their logarithm, from which mean and quantiles follow as of a lognor
 
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from services.domain.model import ModelKey
@@ -40,6 +41,12 @@ MOST_CELLS = 16384
 MOST_DOMAINS = 4096
 MOST_VERSIONS = 4096
 """Places that are kept; of more the one that learned nothing for longest goes. A place takes about 500 bytes."""
+
+SETTLED = 64.0
+"""A cell that counts for so many answers learns of further ones `TOGETHER` at a time: each changes it by little, and
+what follows from it need not be worked out for each call."""
+
+TOGETHER = 16
 
 MOST_KEPT = 256
 """Expectations that are kept ready for each version."""
@@ -116,6 +123,21 @@ def observed(moments: Moments, value: float) -> Moments:
     delta = value - moments.mean
     variance = (1.0 - share) * (moments.variance + share * delta * delta)
     return Moments(weight, moments.mean + share * delta, variance)
+
+
+def observed_together(moments: Moments, values: Sequence[float]) -> Moments:
+    """The moments after several more observations of equal age.
+
+    T. Chan, G. Golub and R. LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979.
+    """
+    count = len(values)
+    mean = sum(values) / count
+    variance = sum([(value - mean) ** 2 for value in values]) / count
+    weight = DISCOUNT**count * moments.weight + count
+    share = count / weight
+    delta = mean - moments.mean
+    spread = (1.0 - share) * moments.variance + share * variance + share * (1.0 - share) * delta * delta
+    return Moments(weight, moments.mean + share * delta, spread)
 
 
 def shrunk(own: Moments, above: float) -> float:
@@ -212,6 +234,7 @@ class Tables:
         self._errors: _Places[str] = _Places(most_versions)
         self._most_versions = most_versions
         self._ready: dict[ModelKey, tuple[ModelVersion, dict[Kind, Expected]]] = {}
+        self._waiting: dict[tuple[ModelKey, str, str], list[float]] = {}
         self.labels = 0
         """Another number whenever what is expected of quality and price may have changed."""
 
@@ -246,13 +269,30 @@ class Tables:
     def answered(self, key: ModelKey, kind: Kind, compute_s: float) -> None:
         """A host answered, and computed for so long."""
         value = math.log(max(LEAST_S, compute_s))
-        cell, domain = (key, kind.domain, kind.complexity), (key, kind.domain)
+        cell = (key, kind.domain, kind.complexity)
+        waiting = self._waiting.get(cell)
+        if waiting is None:
+            self._learn(cell, (value,))
+        else:
+            waiting.append(value)
+            if len(waiting) >= TOGETHER:
+                self._learn(cell, waiting)
+                waiting.clear()
+
+    def _learn(self, cell: tuple[ModelKey, str, str], values: Sequence[float]) -> None:
+        """Learn logarithms of times."""
+        key, domain = cell[0], cell[:2]
         seen, wider, whole = self._cells.get(cell), self._domains.get(domain), self._versions.get(key)
-        went = self._cells.put(cell, Seen(seen.quality, seen.cost, observed(seen.time, value)))
-        went |= self._domains.put(domain, Seen(wider.quality, wider.cost, observed(wider.time, value)))
-        self._versions.put(key, Seen(time=observed(whole.time, value)))
+        time = observed_together(seen.time, values)
+        went = self._cells.put(cell, Seen(seen.quality, seen.cost, time))
+        went |= self._domains.put(domain, Seen(wider.quality, wider.cost, observed_together(wider.time, values)))
+        self._versions.put(key, Seen(time=observed_together(whole.time, values)))
         self._ready.pop(key, None)
         self.labels += went  # what went may have had labels
+        if time.weight >= SETTLED and cell not in self._waiting:
+            if len(self._waiting) >= MOST_CELLS:
+                self._waiting.clear()
+            self._waiting[cell] = []
 
     def labelled(self, key: ModelKey, kind: Kind, *, quality: float | None, cost_microusd: float | None) -> None:
         """Somebody says how good an answer was, in [0, 1], or what it cost. A kind without complexity is of no cell."""

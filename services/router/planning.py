@@ -4,6 +4,7 @@ No I/O and no time of its own, so that a decision can be explained without being
 """
 
 from collections.abc import Collection, Iterable, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 from services.domain.errors import YardError
@@ -21,6 +22,8 @@ from services.router.expecting import Compared, Expects, compare, may_explore
 from services.router.host_picking import Fleet
 from services.router.looking import Asked, Book, Look, Looking, asked, prospect, put_off_doubtful
 from services.router.unanswerable import nothing_fits
+
+_PLACE = itemgetter(0)
 
 
 class Plan(NamedTuple):
@@ -124,27 +127,28 @@ class Planner:
         """The plan with the best of many options; only those are looked at that may be it, all if none is sound."""
         prefer, worth = this.call.options.prefer, choosing.worth_to(this.rules, strategy)
         shortlist = self._shortlist(this, worth, prefer)
-        looked: list[tuple[int, Look]] = []
+        looked: list[tuple[int, Look, choosing.Prospect | None]] = []
         best, sound = choosing.WORST, False
         for most, at in shortlist.places:
             if sound and most < best:
                 break
-            look = self._looking.look(at, this)
-            looked.append((at, look))
+            look, each = self._looking.look(at, this), None
             if look.sound:
                 each = prospect(look, this)
                 own = choosing.rank(prefer, each, choosing.utility(worth, each))
                 if own > best:
                     best, sound = own, True
-        looked.sort()  # by the route's order, in which the first of several equal ones wins
+            looked.append((at, look, each))
+        if len(looked) > 1:
+            looked.sort(key=_PLACE)  # by the route's order, in which the first of several equal ones wins
         if seen is not None:
             seen.learned_order = shortlist.learned and len(looked) < len(shortlist.places)
-        return self._compared([look for _, look in looked], this, seen)
+        return self._compared([look for _, look, _ in looked], this, seen, [each for _, _, each in looked])
 
     def _shortlist(self, this: Asked, worth: choosing.Worth | Choose, prefer: Preference) -> shortlisting.Shortlist:
         kinds, destination, tables = this.kinds, this.destination, self._tables
         of = kinds[0] if destination.one_schema else tuple(kinds)
-        key = (worth.quality_weight, worth.cost_weight, prefer, of, tables.labels)
+        key = (worth.quality_weight, worth.cost_weight, prefer.value, of, tables.labels)
         found = destination.shortlists.get(key)
         if found is None:
             options = destination.options
@@ -155,22 +159,31 @@ class Planner:
             destination.shortlists.put(key, found)
         return found
 
-    def _compared(self, looks: list[Look], this: Asked, seen: Seen | None) -> Plan | YardError:
-        """The plan with the best of what was looked at; what was not could not be better."""
+    def _compared(
+        self, looks: list[Look], this: Asked, seen: Seen | None, known: Sequence[choosing.Prospect | None] = ()
+    ) -> Plan | YardError:
+        """The plan with the best of what was looked at; what was not could not be better.
+
+        Of those that are sound, how they would do may be `known`.
+        """
         if seen is not None:
             seen.looks = looks
-        prospects, (choice, left) = self._compare(looks, this)
+        prospects, (choice, left) = self._compare(looks, this, known)
         if isinstance(choice, choosing.NothingFits):
             return nothing_fits(this.destination, looks, this.rules)
         if seen is not None:
             seen.prospects, seen.budget_left = prospects, left
             seen.scores, seen.propensities = choice.scores, choice.propensities
-        propensity = choice.propensities[choice.index] if choice.propensities else None
-        return _planned(looks[choice.index], choice.reason, propensity, explored=choice.explored)
+        propensity = choice.propensities[choice.at] if choice.propensities else None
+        return _planned(looks[choice.at], choice.reason, propensity, explored=choice.explored)
 
-    def _compare(self, looks: Sequence[Look], this: Asked) -> tuple[Sequence[choosing.Prospect], Compared]:
-        put_off_doubtful(looks)
-        prospects = [prospect(look, this) for look in looks]
+    def _compare(
+        self, looks: Sequence[Look], this: Asked, known: Sequence[choosing.Prospect | None] = ()
+    ) -> tuple[Sequence[choosing.Prospect], Compared]:
+        if len(looks) > 1:
+            put_off_doubtful(looks)
+        known = known or (None,) * len(looks)
+        prospects = [each or prospect(look, this) for look, each in zip(looks, known, strict=True)]
         return prospects, compare(
             prospects, this.call, this.destination, tables=self._tables, draw=this.draw, rules=this.rules
         )

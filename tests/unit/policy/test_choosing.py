@@ -33,7 +33,7 @@ def test_balanced_takes_the_highest_utility_and_says_why() -> None:
         choose(CHOOSE, [Prospect(SMALL, "", 0.006, 1.0), Prospect(LARGE, "", 0.011, 1.0)], Preference.BALANCED)
     )
 
-    assert result.index == 1
+    assert result.at == 1
     assert list(result.scores) == pytest.approx([0.79, 0.86])
     assert result.reason == "highest utility of 2, 0.86: quality 0.92, 60 µUSD, 0% too late"
 
@@ -43,7 +43,7 @@ def test_a_better_model_that_would_be_late_loses() -> None:
         choose(CHOOSE, [Prospect(SMALL, "", 0.006, 0.050), Prospect(LARGE, "", 0.048, 0.050)], Preference.BALANCED)
     )
 
-    assert result.index == 0
+    assert result.at == 0
 
 
 @pytest.mark.parametrize(
@@ -57,13 +57,13 @@ def test_a_better_model_that_would_be_late_loses() -> None:
 def test_a_preference_is_followed(prefer: Preference, index: int, reason: str) -> None:
     result = chosen(choose(CHOOSE, [Prospect(SMALL, "", 0.006, 1.0), Prospect(LARGE, "", 0.011, 1.0)], prefer))
 
-    assert (result.index, result.reason) == (index, reason)
+    assert (result.at, result.reason) == (index, reason)
 
 
 def test_a_filtered_candidate_is_never_chosen() -> None:
     result = chosen(choose(CHOOSE, [Prospect(SMALL, "", 0.006, 1.0), Prospect(LARGE, "too dear")], Preference.QUALITY))
 
-    assert result.index == 0
+    assert result.at == 0
     assert result.reason == "the only one of 2 candidates that can answer"
 
 
@@ -83,7 +83,7 @@ def test_single_takes_the_newest_that_can_answer_and_says_why_not_a_newer_one() 
         )
     )
 
-    assert result.index == 1
+    assert result.at == 1
     assert result.reason == "newest version that can answer; 2.0.0: no host has it ready"
 
 
@@ -94,7 +94,7 @@ def test_equal_utility_goes_to_the_sooner_one() -> None:
         choose(CHOOSE, [Prospect(SMALL, "", 0.02, 9.0), Prospect(twin, "", 0.01, 9.0)], Preference.BALANCED)
     )
 
-    assert result.index == 1
+    assert result.at == 1
 
 
 @pytest.mark.parametrize(
@@ -148,4 +148,4 @@ def test_no_open_candidate_has_a_higher_utility_than_the_chosen_one(
         assert isinstance(result, NothingFits)
     else:
         best = max(utility(CHOOSE, prospect) for prospect in open_ones)
-        assert math.isclose(utility(CHOOSE, prospects[chosen(result).index]), best)
+        assert math.isclose(utility(CHOOSE, prospects[chosen(result).at]), best)

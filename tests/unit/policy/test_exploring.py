@@ -37,7 +37,7 @@ def test_the_share_is_divided_evenly_and_the_best_gets_the_rest() -> None:
 
     drawn = [explored(prospects, chance=at / 1000) for at in range(1000)]
 
-    assert [sum(choice.index == at for choice in drawn) for at in range(3)] == [980, 10, 10]
+    assert [sum(choice.at == at for choice in drawn) for at in range(3)] == [980, 10, 10]
     assert {choice.propensities for choice in drawn} == {(0.98, 0.01, 0.01)}
     assert drawn[0].explored
     assert drawn[0].reason.startswith("explored, 1.00% of the calls; best: highest utility of 3")
@@ -52,7 +52,7 @@ def test_no_chance_is_below_the_floor_and_all_are_one(count: int, share: float, 
     assert sum(choice.propensities) == pytest.approx(1.0)
     assert all(each == 0.0 or each >= FLOOR for each in choice.propensities)
     assert choice.propensities[0] >= 0.9 - 1e-9
-    assert choice.propensities[choice.index] > 0.0
+    assert choice.propensities[choice.at] > 0.0
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,11 @@ def test_no_chance_is_below_the_floor_and_all_are_one(count: int, share: float, 
 def test_what_could_be_late_is_never_tried(other: Prospect) -> None:
     choice = explored([prospect(0), other], chance=0.0)
 
-    assert (choice.index, choice.propensities) == (0, (1.0, 0.0))
+    assert (choice.at, choice.propensities) == (0, (1.0, 0.0))
 
 
 @pytest.mark.parametrize("budget_left", [LEAST_BUDGET, 0.0, -3.0])
 def test_nothing_is_tried_once_half_of_the_error_budget_is_spent(budget_left: float) -> None:
     choice = explored([prospect(0), prospect(1)], chance=0.0, budget_left=budget_left)
 
-    assert (choice.index, choice.propensities) == (0, (1.0, 0.0))
+    assert (choice.at, choice.propensities) == (0, (1.0, 0.0))
