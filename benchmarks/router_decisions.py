@@ -3,7 +3,7 @@
 Decisions: what the name leads to, the rules and the deadline, whether it may enter, which version, which host. Each is
 made in a router through which calls go meanwhile, so that nothing is decided by what was known once.
 
-The whole: CPU of everything that the router does for a call between the wires, so also purses, the attempt, learning from
+The whole: CPU of everything that the router does for a call between the wires: also purses, the attempt, learning from
 the answer, metrics. The hop itself is not in it: a host answers without being asked over any wire, and what that takes
 is measured by itself and taken off. The worlds are random, and the same for a seed.
 """
