@@ -21,9 +21,10 @@ from services.policy.escalating import Enough, Escalate, Facts
 from services.router.decision import Decision
 from services.router.destination import Destination
 from services.router.labelling import Labelled
-from services.router.log_entries import Begun, Chosen, Ended, Entries, Item, LabelCame, profile_of
+from services.router.log_entries import Begun, Chosen, Ended, Entries, Item, LabelCame
 from services.router.log_escalations import Audited, Weighed
 from services.router.log_files import LogFiles
+from services.router.log_profiles import profile_of
 from services.router.log_states import take
 from services.router.planning import Plan, Planner, Seen
 from services.router.snapshot import Snapshot

@@ -16,12 +16,10 @@ from modelyard.inference.v1 import inference_pb2
 from modelyard.type.v1 import model_pb2, service_class_pb2
 from services.chassis.codec import record_to, service_class_to
 from services.chassis.encoding import varint
-from services.domain.caching import CachePolicy
 from services.domain.errors import YardError
 from services.domain.host import HostRecord
-from services.domain.model import ModelKey, TensorMeta
+from services.domain.model import ModelKey
 from services.domain.objects import RouteTarget
-from services.domain.request import InferCall, Preference, RouteOptions
 from services.domain.rules import Money
 from services.domain.service_class import ServiceClass
 from services.policy.admission import DeadlineSource
@@ -31,6 +29,7 @@ from services.router.decision_wire import CACHED, attempt_status
 from services.router.labelling import Labelled
 from services.router.log_escalations import Audited, Weighed, escalation_of
 from services.router.log_evidence import evidence_to
+from services.router.log_profiles import Profile, profile_to
 from services.router.log_states import Facts, Taken, message_of
 from services.router.planning import Plan, Seen
 from services.router.snapshot import Snapshot
@@ -40,33 +39,7 @@ FORMAT = "modelyard.decision-log/1"
 PROFILES = 4096
 """Most profiles that a file keeps apart: callers may make up as many as they like, and numbers are then used again."""
 
-PREFERENCES = {
-    Preference.BALANCED: inference_pb2.PREFERENCE_BALANCED,
-    Preference.LATENCY: inference_pb2.PREFERENCE_LATENCY,
-    Preference.COST: inference_pb2.PREFERENCE_COST,
-    Preference.QUALITY: inference_pb2.PREFERENCE_QUALITY,
-}
-CACHES = {
-    CachePolicy.DEFAULT: inference_pb2.CACHE_POLICY_UNSPECIFIED,
-    CachePolicy.BYPASS: inference_pb2.CACHE_POLICY_BYPASS,
-    CachePolicy.REFRESH: inference_pb2.CACHE_POLICY_REFRESH,
-}
 SOURCES = {source: inference_pb2.DeadlineSource.Value(f"DEADLINE_SOURCE_{source.value}") for source in DeadlineSource}
-
-
-class Profile(NamedTuple):
-    """What decisions see of a request, but for what is its own."""
-
-    name: str
-    version: str
-    inputs: tuple[TensorMeta, ...]
-    options: RouteOptions
-    timeout_s: float | None
-
-
-def profile_of(call: InferCall) -> Profile:
-    """Of a call."""
-    return Profile(call.name, call.version, call.inputs, call.options, call.timeout_s)
 
 
 @dataclass(slots=True)
@@ -309,7 +282,7 @@ class Entries:
             if len(self._profiles) >= PROFILES:
                 self._profiles.clear()
             number = self._profiles[profile] = len(self._profiles)
-            parts.append(_entry("profile", _profile_to(number, profile)))
+            parts.append(_entry("profile", profile_to(number, profile)))
         return number
 
     def _turn_to(self, hosts: Mapping[str, HostRecord], parts: list[bytes]) -> None:
@@ -377,40 +350,3 @@ def result_of(seen: Seen, plan: Plan | YardError, drawn: int | None) -> pb.LogRe
 
 def _key(key: ModelKey | RouteTarget) -> model_pb2.ModelKey:
     return model_pb2.ModelKey(model=key.model, version=key.version)
-
-
-def _profile_to(number: int, profile: Profile) -> pb.LogProfile:
-    options = profile.options
-    return pb.LogProfile(
-        number=number,
-        name=profile.name,
-        version=profile.version,
-        inputs=[
-            pb.LogTensor(
-                name=each.name,
-                datatype=each.datatype,
-                shape=each.shape,
-                raw_bytes=each.raw_bytes,
-                typed_count=each.typed_count,
-            )
-            for each in profile.inputs
-        ],
-        options=inference_pb2.RouteOptions(
-            max_cost_microusd=options.max_cost_microusd,
-            min_quality=options.min_quality,
-            prefer=PREFERENCES[options.prefer],
-            zone=options.zone,
-            idempotent=options.idempotent,
-            explain=options.explain,
-            tenant=options.tenant,
-            tier=options.tier,
-            priority=options.priority,
-            session=options.session,
-            cache=CACHES[options.cache],
-            hedge=options.hedge,
-            labels=dict(options.labels),
-            domain=options.domain,
-            complexity=options.complexity,
-        ),
-        timeout_s=profile.timeout_s,
-    )

@@ -26,9 +26,10 @@ from services.policy.scoring import VersionState
 from services.policy.splitting import arm_of, hash_key
 from services.router.destination import Destination, Option
 from services.router.host_picking import Fleet
-from services.router.log_entries import FORMAT, PREFERENCES, result_of, settled_of
+from services.router.log_entries import FORMAT, result_of, settled_of
 from services.router.log_escalations import Field, escalation_differing
 from services.router.log_evidence import LoggedTables
+from services.router.log_profiles import PREFERENCES
 from services.router.log_states import state_from, unknown
 from services.router.planning import Planner, Seen
 from services.router.settling import settle
