@@ -21,6 +21,9 @@ from services.router.unanswerable import NO_HOST_RETRY_S
 KEPT = 65536
 """Answers that are known by their ids. One takes about 300 bytes, with the longest ids 1.5 KB."""
 
+KEPT_AT_FIRST = 4096
+"""As long as no label has come: where nobody sends any, nobody pays for more."""
+
 MOST_LABELS = 32
 """Labels of one call that are told apart; more are refused."""
 
@@ -109,7 +112,7 @@ class Labelling:
         self._clock = clock
         self._log = log
         self._kept = kept
-        self._recent: deque[tuple[str, str, ModelVersion, Kind | str]] = deque(maxlen=kept)
+        self._recent: deque[tuple[str, str, ModelVersion, Kind | str]] = deque(maxlen=min(kept, KEPT_AT_FIRST))
         """Request id, route, version and kind; of the kind the domain alone, where versions were not compared."""
         self._calls: OrderedDict[str, _Call] = OrderedDict()
 
@@ -162,19 +165,22 @@ class Labelling:
 
     def _find(self, label: Label) -> _Call:
         self._put_in_order()
+        known = self._recent.maxlen
+        if known != self._kept:
+            self._recent = deque(maxlen=self._kept)
         call = self._calls.get(label.request_id)
         if call is None:
-            call = self._named(label)
+            call = self._named(label, known)
             self._put(label.request_id, call)
         elif label.model and (label.model, label.version) != call.key:
             raise InvalidRequest.of([Fault("model", f"the call was answered by {call.key}")])
         return call
 
-    def _named(self, label: Label) -> _Call:
+    def _named(self, label: Label, known: int | None) -> _Call:
         """A call of another process, of which the label says what has to be known."""
         if not label.model:
             raise CallNotFound(
-                f"no call '{label.request_id}' is among the last {self._kept} that one version answered in this "
+                f"no call '{label.request_id}' is among the last {known} that one version answered in this "
                 "process; another router or worker may have answered it: name model, version, domain and complexity, "
                 "as its Decision did",
                 metadata={"request_id": label.request_id},

@@ -9,7 +9,7 @@ from services.domain.errors import CallNotFound, InvalidRequest, ModelNotFound, 
 from services.domain.request import RouteOptions
 from services.policy.complexity import Kind
 from services.router.label_wire import label_from
-from services.router.labelling import Label, Labelling
+from services.router.labelling import KEPT_AT_FIRST, Label, Labelling
 from tests.unit.router.logged import LoggedWorld
 from tests.unit.router.test_learned_choice import a_world
 from tests.unit.router.yards import World, a_call, rated
@@ -168,3 +168,17 @@ def test_a_label_comes_as_it_was_sent() -> None:
     )  # fmt: skip
 
     assert label_from(request) == Label("r", 0.5, "f1", "vip", 3.0, "m", "1.0.0", "law", "hard")
+
+
+async def test_few_answers_are_known_until_somebody_labels_one() -> None:
+    world = a_world()
+    for number in range(KEPT_AT_FIRST + 1):
+        await ask(world, "best", f"r{number}")
+
+    with pytest.raises(CallNotFound, match=f"among the last {KEPT_AT_FIRST} "):
+        labelling(world).take(Label("r0", 1.0))
+
+    labelling(world).take(Label("r1", 1.0))
+    for number in range(KEPT_AT_FIRST + 1):
+        await ask(world, "best", f"s{number}")
+    assert not labelling(world).take(Label("s0", 1.0)).reason

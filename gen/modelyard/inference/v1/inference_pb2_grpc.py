@@ -122,9 +122,10 @@ class InferenceServiceServicer:
         """Takes a label: how good an answer was, or what it cost, said afterwards by somebody who knows.
 
         Where versions are compared for later calls, what is expected of the one that answered follows its labels. A router
-        process knows its own last 65,536 answers by their request ids; of calls with the same id the latest. A label that may
-        reach another router, or another worker of the same one, says itself which version it is of, as the Decision said:
-        `model`, `version`, `domain` and `complexity`. It is learned where it arrives, and nowhere else.
+        process knows its own last 65,536 answers by their request ids (4,096 until its first label); of calls with the same
+        id the latest. A label that may reach another router, or another worker of the same one, says itself which version it
+        is of, as the Decision said: `model`, `version`, `domain` and `complexity`. It is learned where it arrives, and nowhere
+        else.
         Retry: yes; the same label of the same call counts once in a process. Statuses: OK; INVALID_ARGUMENT (no label, or a
         version that was not the one that answered); NOT_FOUND (no such call is known here, and the label names no version, or
         one that is not there); UNAVAILABLE (no view of the registry yet); DEADLINE_EXCEEDED; CANCELLED.
