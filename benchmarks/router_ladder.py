@@ -48,7 +48,7 @@ EXPLAINED: Mapping[str, str] = {
     "ladder_budget_accuracy": "accuracy of the cascade under that budget",
     "ladder_budget_over_random": "the same above small first and the large one by chance, at the same cost",
     "ladder_failed": "share of all calls that failed for another reason than money",
-    "ladder_choose_off": "how far spent ÷ budget is from 1, of 2,000 calls of a tenant by `choose` (of which what its purse "
+    "ladder_choose_off": "how far spent ÷ budget is from 1, of 2,000 calls of a tenant by `choose` (what its purse "
     "held to begin with is up to 0.04)",
     "ladder_choose_accuracy": "accuracy of `choose` under its budget",
     "ladder_choose_over_mixed": "the same above the best mix of single models by chance, at the same cost",
