@@ -51,7 +51,7 @@ async def load(yard: Bench, count: int, at_once: int = 16) -> None:
                 try:
                     await stub(channel).Infer(request, timeout=5.0)
                 except grpc.aio.AioRpcError as error:
-                    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED):
                         raise
 
         await asyncio.gather(*(caller() for _ in range(at_once)))

@@ -174,9 +174,12 @@ async def test_a_deadline_goes_along(channel: grpc.aio.Channel) -> None:
     messages = [message async for message in full]
     took_s = messages[-1].totals.compute.ToNanoseconds() * 1e-9
 
-    short = infer_request("x", max_tokens=FOREVER, timeout=int(took_s / 3 * 1e6))
-    call = stub_of(channel).InferStream(pb.InferStreamRequest(request=short), timeout=60)
-    count, status = await to_the_end(call)
+    for part in (3, 6, 12, 24):  # on a busy machine the first one may have taken several times as long as it needs
+        short = infer_request("x", max_tokens=FOREVER, timeout=int(took_s / part * 1e6))
+        call = stub_of(channel).InferStream(pb.InferStreamRequest(request=short), timeout=60)
+        count, status = await to_the_end(call)
+        if count < len(messages):
+            break
 
     assert 0 < count < len(messages)
     assert status is grpc.StatusCode.DEADLINE_EXCEEDED
