@@ -231,7 +231,7 @@ async def test_an_ensemble_combines_what_its_members_answer(
 async def test_an_ensemble_does_not_wait_for_one_that_is_late(channel: grpc.aio.Channel) -> None:
     # The other one takes 1 s; on a busy machine the quick one may take as long now and then.
     for _ in range(20):
-        decision = (await stub(channel).Infer(raw("hasty"), timeout=10.0)).decision
+        decision = (await stub(channel).Infer(raw("rash"), timeout=10.0)).decision
         if decision.degraded_reason:
             break
 

@@ -138,13 +138,16 @@ ROUTES: tuple[Object, ...] = (
         Metadata("council"),
         Ensemble((EnsembleMember(RouteTarget("small")), EnsembleMember(RouteTarget("large"))), Combine.MEAN, 2),
     ),
-    Route(
-        Metadata("hasty"),
-        Ensemble(
-            tuple(EnsembleMember(RouteTarget(name), weight) for name, weight in (("echo", 1.0), ("late", 3.0))),
-            Combine.WEIGHTED,
-            1,
-        ),
+    *(
+        Route(
+            Metadata(route),
+            Ensemble(
+                tuple(EnsembleMember(RouteTarget(name), weight) for name, weight in (("echo", 1.0), (slow, 3.0))),
+                Combine.WEIGHTED,
+                1,
+            ),
+        )
+        for route, slow in (("hasty", "held"), ("rash", "late"))
     ),
     Route(
         Metadata("frugal"),
