@@ -4,9 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support.etcd import EtcdProcess
 from tests.support.ports import free_ports
+
+settings.register_profile("busy machine", deadline=None)  # nothing is judged by how long it takes
+settings.load_profile("busy machine")
 
 ALONE = ("chaos", "e2e")
 """Folders whose tests bring up whole meshes and load them: `make test` runs these one by one, with nothing beside."""
