@@ -4,6 +4,7 @@ import asyncio
 import urllib.request
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -13,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from modelyard.inference.v1 import inference_pb2 as pb
 from modelyard.openinference.v2 import grpc_service_pb2 as v2
 from tests.integration.router.test_inference import V2_INFER, details, refused, stub
-from tests.integration.router.zoo import FLOAT, raw, typed
-from tests.support.services import Bench, eventually
+from tests.integration.router.zoo import ECHO, FLOAT, LATE, ROUTES, VERSIONS, raw, typed
+from tests.support.services import Bench, bench, eventually
 
 
 async def metrics(yard: Bench) -> str:
@@ -228,12 +229,32 @@ async def test_an_ensemble_combines_what_its_members_answer(
     assert answer.decision.cost_microusd == 70
 
 
-async def test_an_ensemble_does_not_wait_for_one_that_is_late(channel: grpc.aio.Channel) -> None:
-    # The other one takes 1 s; on a busy machine the quick one may take as long now and then.
-    for _ in range(20):
-        decision = (await stub(channel).Infer(raw("rash"), timeout=10.0)).decision
-        if decision.degraded_reason:
-            break
+async def test_an_ensemble_does_not_wait_for_one_that_is_late(tmp_path: Path) -> None:
+    quick, late = VERSIONS["echo"][0], VERSIONS["late"][0]
+    (rash,) = [route for route in ROUTES if route.metadata.name == "rash"]
+    async with bench(tmp_path, hosts=2) as made:  # on one device either may have to wait for the other
+        await made.apply(ECHO, LATE, quick, late, rash)
+        await made.load("host-0", ECHO, quick)
+        await made.load("host-1", LATE, late)
+        async with grpc.aio.insecure_channel(made.router.address) as channel:
+
+            async def asked() -> pb.Decision:
+                return (await stub(channel).Infer(raw("rash"), timeout=10.0)).decision
+
+            async def both() -> bool:
+                try:
+                    return {step.name for step in (await asked()).steps if step.status != "UNAVAILABLE"} == {
+                        "echo",
+                        "late",
+                    }
+                except grpc.aio.AioRpcError:
+                    return False
+
+            await eventually(both, "both members on their hosts")
+            for _ in range(20):  # on a busy machine the quick one may take as long as the other now and then
+                decision = await asked()
+                if decision.degraded_reason:
+                    break
 
     assert {step.name: step.status for step in decision.steps} == {"echo": "OK", "late": "CANCELLED"}
     assert decision.degraded_reason == "1 of 2 members answered; late: it was not waited for"
