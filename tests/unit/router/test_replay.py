@@ -99,15 +99,15 @@ async def test_another_time_to_a_probe_is_found(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.alone
 @pytest.mark.timeout(300)
-async def test_a_hundred_thousand_decisions_are_made_again(tmp_path: Path) -> None:
+async def test_twenty_thousand_decisions_are_made_again(tmp_path: Path) -> None:
     world = LoggedWorld(tmp_path, hosts=9)
 
-    await world.run(92_000)
+    await world.run(20_000)  # `benchmarks.router_replay` does five times as many
 
     found = world.replay()
     assert found.first is None
-    assert found.choices > 100_000
-    assert len(world.objects) > 3
+    assert found.choices > 20_000
+    assert len(world.objects) > 1
 
 
 async def test_calls_that_are_not_let_in_are_not_written_and_the_rest_is_replayed(tmp_path: Path) -> None:
