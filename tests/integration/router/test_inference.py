@@ -315,10 +315,14 @@ async def test_a_caller_that_goes_away_takes_its_calls_on_hosts_along(channel: g
 
 
 async def test_calls_together_share_batches_and_hosts(channel: grpc.aio.Channel) -> None:
-    answers = await asyncio.gather(*(stub(channel).Infer(typed("busy", rows=1), timeout=20.0) for _ in range(100)))
+    async def shared() -> bool:
+        calls = [stub(channel).Infer(typed("busy", rows=1), timeout=20.0) for _ in range(100)]
+        decisions = [answer.decision for answer in await asyncio.gather(*calls)]
+        hosts = {decision.host for decision in decisions}
+        return hosts == {"host-0", "host-1"} and max(decision.batch_size for decision in decisions) > 1
 
-    assert {answer.decision.host for answer in answers} == {"host-0", "host-1"}
-    assert max(answer.decision.batch_size for answer in answers) > 1
+    # On a busy machine a host may have said nothing for so long that it is left alone for some seconds.
+    await eventually(shared, "calls on both hosts, in batches")
 
 
 @pytest.mark.parametrize("service", ["", "modelyard.inference.v1.InferenceService", "inference.GRPCInferenceService"])
