@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from services.policy.ejection import Ejected, Reason
 from services.policy.scoring import HostState, Owed
 
-SILENCE_S = 0.25
-"""Silence that is none for any call: a host's loop may be held up that long, and its answers with it."""
+SILENCE_S = 0.5
+"""Silence that is none for any call: a host's loop may be held up that long, and what it says with it, which is five
+times what it says that it lives."""
 
 LEAST_SILENCE_S = 0.1
 """The same where a call has so little time that it would be lost by then."""

@@ -13,7 +13,7 @@ from services.policy.ejection import Ejected, Reason
 from services.router.host_book import HostBook
 
 STEP_S = 0.025
-"""How often silence is looked for: a tenth of the least that is too much."""
+"""How often silence is looked for: a quarter of the least that is too much."""
 
 HEARD_SHARE = 2.0
 """A step that was longer than this many of them was one in which this process was held up: it counts as so long."""
