@@ -10,8 +10,7 @@ from services.policy.ejection import Ejected, Reason
 from services.policy.scoring import HostState, Owed
 
 SILENCE_S = 0.5
-"""Silence that is none for any call: a host's loop may be held up that long, and what it says with it, which is five
-times what it says that it lives."""
+"""Silence that is none for any call: a host's loop may be held up that long, and five of its beats with it."""
 
 LEAST_SILENCE_S = 0.1
 """The same where a call has so little time that it would be lost by then."""
