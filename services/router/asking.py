@@ -125,12 +125,13 @@ class Asking:
         decision.stages.choose_s = self._clock.now_s() - start_s
         self._feedback.chosen(decision, decision.stages.choose_s)
         tried: list[str] = []
+        allowed = most or decision.rules.most_attempts(destination.route.max_attempts)
         while True:
             take(decision, plan)
             if hold is not None:
                 hold.hold(plan.option.version.cost_microusd)
             standing = take_standing(plan.state)
-            more = call.options.idempotent and len(tried) + 1 < (most or destination.route.max_attempts)
+            more = call.options.idempotent and len(tried) + 1 < allowed
             elsewhere = len(plan.option.hosts) > 1 or len(destination.options) > 1
             if rules.policy is not None and rules.hedge.enabled and more and elsewhere and call.options.hedge:
                 answer = await self._hedged(call, destination, plan, decision, deadline, tried=tried)
@@ -154,7 +155,7 @@ class Asking:
                 answer,
                 in_good_standing=plan.probe or standing.forgives(answer.error),
                 decision=decision,
-                most=most or decision.rules.most_attempts(destination.route.max_attempts),
+                most=allowed,
             )
 
     async def _hedged(
