@@ -114,15 +114,8 @@ class Expected(NamedTuple):
 
 
 def observed(moments: Moments, value: float) -> Moments:
-    """The moments after one more observation.
-
-    T. Finch, "Incremental calculation of weighted mean and variance", 2009, with the newest at weight 1.
-    """
-    weight = DISCOUNT * moments.weight + 1.0
-    share = 1.0 / weight
-    delta = value - moments.mean
-    variance = (1.0 - share) * (moments.variance + share * delta * delta)
-    return Moments(weight, moments.mean + share * delta, variance)
+    """The moments after one more observation."""
+    return observed_together(moments, (value,))
 
 
 def observed_together(moments: Moments, values: Sequence[float]) -> Moments:

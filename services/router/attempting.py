@@ -97,8 +97,9 @@ class _Waiting(scoring.Owed):
 
 
 LARGE_BYTES = 128 * 1024
-"""Inputs from this size on go by themselves. They are not sent twice: they would hold up others on the way, and calls
-that go by themselves leave memory behind when they are cancelled."""
+"""A request from this size on goes by itself. On a stream it would be quicker up to about 400 KB (docs/performance.md),
+but it would hold up the calls behind it, and a typed one the host's loop while it is converted. It is not sent twice:
+calls that go by themselves leave memory behind when they are cancelled."""
 
 
 def is_large(call: InferCall) -> bool:

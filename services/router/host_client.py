@@ -25,17 +25,13 @@ from services.domain.errors import HostUnavailable, Internal, YardError
 from services.domain.host import HostLoad, HostRecord
 from services.domain.model import ModelKey
 from services.domain.service_class import ORDINARY, ServiceClass
-from services.router.attempting import AttemptFailed, HostAnswer
+from services.router.attempting import LARGE_BYTES, AttemptFailed, HostAnswer
 from services.router.dispatch_line import DispatchLine, Streams
 from services.router.frames import Payload, execute_request, open_response
 from services.router.streaming import Finished, Streamed
 
 CLOSE_GRACE_S = 300.0
 """How long calls to a host that is not listed any more may still take; the longest default of a route."""
-
-LARGE_BYTES = 128 * 1024
-"""A request from this size on goes by itself. On a stream it would be quicker up to about 400 KB (docs/performance.md),
-but it would hold up the calls behind it, and a typed one the host's loop while it is converted."""
 
 _SERVICE = host_pb2.DESCRIPTOR.services_by_name["ModelHostService"].full_name
 _Bytes = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]

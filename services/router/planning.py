@@ -180,8 +180,7 @@ class Planner:
     def _compare(
         self, looks: Sequence[Look], this: Asked, known: Sequence[choosing.Prospect | None] = ()
     ) -> tuple[Sequence[choosing.Prospect], Compared]:
-        if len(looks) > 1:
-            put_off_doubtful(looks)
+        put_off_doubtful(looks)
         known = known or (None,) * len(looks)
         prospects = [each or prospect(look, this) for look, each in zip(looks, known, strict=True)]
         return prospects, compare(
