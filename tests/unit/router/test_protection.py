@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +13,7 @@ from services.domain.model import ModelKey
 from services.domain.objects import Metadata, Policy
 from services.domain.request import InferCall, RouteOptions
 from services.domain.service_class import ServiceClass
-from services.domain.tenancy import HedgeRules, Protection, Tier
+from services.domain.tenancy import HedgeRules, Protection, RetryRules, Tier
 from services.policy.circuit import CircuitState
 from services.policy.ejection import Reason
 from services.policy.retrying import BUDGET_BURST
@@ -327,6 +328,18 @@ async def test_who_does_not_want_it_is_sent_once(options: RouteOptions) -> None:
     yard.hosts.calls.clear()
 
     yard.send(options=options)
+    await yard.go(0.5)
+
+    assert yard.hosts.calls.total() == 1
+
+
+async def test_whose_policy_allows_one_attempt_is_sent_once() -> None:
+    yard = Yard(2, replace(a_policy(hedge=True), retry=RetryRules(max_attempts=1)))
+    await yard.go(1.0, every_s=0.02)
+    yard.hosts.takes_s = {"h0": 0.200, "h1": 0.200}
+    yard.hosts.calls.clear()
+
+    yard.send()
     await yard.go(0.5)
 
     assert yard.hosts.calls.total() == 1
